@@ -1,0 +1,49 @@
+// The CPU operators, free of torch: plain pointers, sizes and strides in elements.
+// Each takes the instruction set to use, so that every variant can be tested on any machine that has it.
+#pragma once
+#include <cstdint>
+
+namespace vlprune {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Activation : int { none = 0, gelu = 1, quick_gelu = 2 };
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+
+// Best instruction set of this machine, and whether a given one can run here.
+Isa best_isa();
+bool isa_runs(Isa isa);
+
+// out[j] (+)= sum_t w_t * x[t, j]^2, float32. `weight` may be null (all ones). `ld` is x's row stride.
+void column_sumsq(const void* x, DType dtype, int64_t rows, int64_t cols, int64_t ld,
+                  const float* weight, float* out, int threads, Isa isa);
+
+// Keep mask of the scores |w| * norm: prune the `prune` lowest of each group of `group` consecutive
+// inputs (n:m), of each row (group == cols) or of the whole matrix (group == 0). Ties: the lowest
+// index goes first. Returns -1, or the flat index of the first score that is not finite.
+int64_t wanda_mask(const void* weight, DType dtype, int64_t rows, int64_t cols, const float* norm,
+                   int64_t group, int64_t prune, bool* keep, int threads, Isa isa);
+
+// The packed 2:4 form (DESIGN: values [rows, cols/2], meta [rows, ceil(cols/8)]) of the Wanda-2:4-pruned
+// weight, one pass over it. Returns like wanda_mask.
+int64_t wanda_pack24(const void* weight, DType dtype, int64_t rows, int64_t cols, const float* norm,
+                     void* values, uint8_t* meta, int threads, Isa isa);
+
+// Dense with zeros -> packed; returns -1, or row * (cols/4) + group of the first group with more than
+// two non-zeros (then the outputs are unspecified).
+int64_t pack24(const void* weight, DType dtype, int64_t rows, int64_t cols, void* values, uint8_t* meta,
+               int threads, Isa isa);
+void unpack24(const void* values, const uint8_t* meta, DType dtype, int64_t rows, int64_t cols,
+              void* weight, int threads, Isa isa);
+
+// linear24 works on a private re-ordering of (values, meta), made once by linear24_prepare into a
+// 64-byte-aligned buffer of linear24_prepared_bytes. The re-ordering depends on dtype and isa.
+int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, Isa isa);
+void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in,
+                      void* prepared, Isa isa);
+
+// y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]); x [tokens, in] with row stride ldx, y contiguous
+// [tokens, out], both of `dtype`; bias (of `dtype`, may be null); float32 accumulation.
+void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, DType dtype,
+              int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa);
+
+}  // namespace vlprune

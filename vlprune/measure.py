@@ -1,0 +1,180 @@
+"""The one timing harness: warm up, interleave the candidates, give medians with their spread.
+
+Interleaving (A B A B ...) makes drift in clocks and temperature hit every candidate alike, so the
+*ratio* of two medians of one call is meaningful where two separate timings are not.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Timing", "check_close", "compare", "machine_info"]
+
+# More than any last-level cache in use on desktops and servers that this runs on.
+_FLUSH_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call took: median, 20th and 80th percentile over `samples` interleaved rounds."""
+
+    median: float
+    p20: float
+    p80: float
+    samples: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        """Summarize raw samples (at least one)."""
+        ordered = sorted(seconds)
+        last = len(ordered) - 1
+        return cls(
+            statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered)
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers, seconds, for JSON."""
+        return asdict(self)
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    device: torch.device | str = "cpu",
+    warmup: int = 3,
+    rounds: int = 20,
+    max_seconds: float = 30.0,
+    cold: bool = False,
+) -> dict[str, Timing]:
+    """Time every candidate, interleaved, one call of each a round.
+
+    Args:
+        candidates: name -> function without arguments; they should compute the same thing.
+        device: on a CUDA device the clock is a pair of events around the call, on the CPU the wall.
+        warmup: untimed rounds.
+        rounds: timed rounds; fewer if `max_seconds` runs out, but never less than five.
+        max_seconds: budget for the timed rounds.
+        cold: overwrite a buffer larger than the last-level cache before every timed call.
+
+    Returns:
+        name -> `Timing`, in the order given.
+
+    """
+    if not candidates:
+        raise ValueError("compare: expected at least one candidate, got none")
+    if rounds < 1:
+        raise ValueError(f"compare: expected rounds >= 1, got {rounds}")
+    device = torch.device(device)
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device) if cold else None
+    clock = _cuda_seconds if device.type == "cuda" else _wall_seconds
+    for _ in range(warmup):
+        for run in candidates.values():
+            run()
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    deadline = time.perf_counter() + max_seconds
+    for done in range(rounds):
+        if done >= 5 and time.perf_counter() > deadline:
+            break
+        for name, run in candidates.items():
+            if flush is not None:
+                flush.add_(1)
+            samples[name].append(clock(run))
+    return {name: Timing.of(seconds) for name, seconds in samples.items()}
+
+
+def _wall_seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+# Largest error allowed relative to the root mean square of the reference. The sums run over up to
+# 4096 products in float32 whatever the dtype, so float32 keeps ~1e-6 and bf16 its own output rounding
+# (2^-8 of the largest entries, which reach five times the mean).
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+def check_close(name: str, actual: Tensor, reference: Tensor) -> float:
+    """Gate before any timing: the largest error of `actual`, relative to the reference's RMS.
+
+    Raises:
+        ValueError: the shapes differ, a value is not finite, or the error exceeds what the dtype of
+            `actual` explains.
+
+    """
+    if actual.shape != reference.shape:
+        raise ValueError(f"{name}: expected shape {tuple(reference.shape)}, got {tuple(actual.shape)}")
+    if not actual.isfinite().all():
+        raise ValueError(f"{name}: the result holds values that are not finite")
+    scale = reference.double().square().mean().sqrt().clamp_min(1e-30)
+    error = float((actual.double() - reference.double()).abs().max() / scale) if actual.numel() else 0.0
+    allowed = _TOLERANCE[actual.dtype]
+    if error > allowed:
+        raise ValueError(f"{name}: largest error {error:.2e} of the reference's RMS, allowed {allowed:.0e}")
+    return error
+
+
+@cache
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _commit() -> str | None:
+    """Commit of the source tree that this runs from, None for an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except OSError:
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def machine_info() -> dict[str, Any]:
+    """What a measurement must be printed with: machine, versions, threads, commit."""
+    from . import __version__
+    from .ops import cpu_isa
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_name(),
+        "isa": cpu_isa(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vlprune": __version__,
+        "commit": _commit(),
+    }
