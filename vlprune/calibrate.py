@@ -129,13 +129,13 @@ def sequential(
 
     """
     order = execution_order(runs[0], blocks)
-    cached: list[Any] = [None] * len(runs)  # per batch, the output of the last block that is final
+    cached: dict[tuple[str, int], Any] = {}  # (stack of blocks, batch) -> output of its last final block
     with torch.no_grad():
         for position, name in enumerate(order):
             calibration = Calibration(token_weight)
             for batch, run in enumerate(runs):
                 with ExitStack() as stack, calibration.watching(layers(name)):
-                    _answer_from_cache(stack, [blocks[n] for n in order[:position]], cached, batch)
+                    _answer_from_cache(stack, {n: blocks[n] for n in order[:position]}, cached, batch)
                     _stop_after(stack, blocks[name])
                     try:
                         run()
@@ -147,21 +147,32 @@ def sequential(
 
 
 def _answer_from_cache(
-    stack: ExitStack, done: Sequence[nn.Module], cached: list[Any], batch: int
+    stack: ExitStack, done: Mapping[str, nn.Module], cached: dict[tuple[str, int], Any], batch: int
 ) -> None:
-    """Let all finished blocks but the newest return the cached output; the newest runs and renews it."""
-    if not done:
-        return
-    *older, newest = done
-    for block in older:
-        stack.enter_context(_forward(block, lambda *_, **__: cached[batch]))
-    compute = newest.forward
+    """Let all finished blocks but the newest return a cached output; the newest runs and renews its own.
 
-    def renew(*args: Any, **kwargs: Any) -> Any:
-        cached[batch] = compute(*args, **kwargs)
-        return cached[batch]
+    One output is kept for each stack of blocks (a tower, or a list of cross-attentions), whose shapes
+    may differ: what an older block returns only has to fit, since its successor ignores it.
+    """
+    for name, block in done.items():
+        key = (name.rpartition(".")[0], batch)
+        is_newest = name == next(reversed(done))
+        forward = _renewing(block.forward, cached, key) if is_newest else _returning(cached, key)
+        stack.enter_context(_forward(block, forward))
 
-    stack.enter_context(_forward(newest, renew))
+
+def _returning(cached: dict[tuple[str, int], Any], key: tuple[str, int]) -> Callable[..., Any]:
+    return lambda *_, **__: cached[key]
+
+
+def _renewing(
+    compute: Callable[..., Any], cached: dict[tuple[str, int], Any], key: tuple[str, int]
+) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cached[key] = compute(*args, **kwargs)
+        return cached[key]
+
+    return forward
 
 
 def _stop_after(stack: ExitStack, block: nn.Module) -> None:
