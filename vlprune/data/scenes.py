@@ -1,7 +1,7 @@
 """The built-in drawn set: two coloured shapes on a plain ground, and the sentence that says so.
 
 A scene's *content* (two things and the background) is what its caption tells; its *seed* moves, turns, tints
-and lights the picture a little, so that one caption has many pictures. Training and test scenes are told apart
+and lights the picture a little, so one caption has many pictures. Training and test scenes are told apart
 by a hash of the content alone: no seed, no wording and no order of the two things can carry a scene across.
 """
 
