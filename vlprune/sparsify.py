@@ -1,0 +1,187 @@
+"""The second verb: run 2:4 weights through packed layers, wherever those measure faster than dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import measure, models, ops
+from .example import example_inputs
+from .fusion import FusedActivation, find_activation
+from .nn import Linear24
+
+__all__ = ["LayerChoice", "SparsifyReport", "sparsify_"]
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+# A packed layer must beat the dense one by more than what the clock cannot tell apart: dense wins ties.
+_MARGIN = 1.03
+_ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What was measured for one 2:4 layer, seconds, and whether it is packed now."""
+
+    name: str
+    tokens: int
+    in_features: int
+    out_features: int
+    activation: str | None
+    dense: float | None
+    sparse: float | None
+    packed: bool
+    reason: str
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense over sparse time, None where it was not measured."""
+        return self.dense / self.sparse if self.dense and self.sparse else None
+
+
+@dataclass(frozen=True)
+class SparsifyReport:
+    """What `sparsify_` did with every 2:4 layer."""
+
+    layers: tuple[LayerChoice, ...]
+
+    @property
+    def packed(self) -> int:
+        """How many layers run packed now."""
+        return sum(layer.packed for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"packed": self.packed, "layers": [{**asdict(l), "speedup": l.speedup} for l in self.layers]}  # noqa: E741
+
+    def __str__(self) -> str:
+        gains = [layer.speedup for layer in self.layers if layer.packed and layer.speedup]
+        spread = f", {min(gains):.2f}x to {max(gains):.2f}x their dense form" if gains else ""
+        kept = len(self.layers) - self.packed
+        reasons = sorted({layer.reason for layer in self.layers if not layer.packed})
+        stayed = f"; {kept} stay dense: {'; '.join(reasons)}" if kept else ""
+        return f"{self.packed} of {len(self.layers)} 2:4 layers packed{spread}{stayed}"
+
+
+def sparsify_(
+    model: nn.Module,
+    *,
+    backend: str = "auto",
+    only_if_faster: bool = True,
+    example: Any = None,
+    filter_fn: FilterFn | None = None,
+) -> SparsifyReport:
+    """Replace 2:4 linear layers by `vlprune.nn.Linear24`, in place; outputs stay equal to dtype tolerance.
+
+    Every layer is timed against its dense form, interleaved, on inputs of the shape that `example` gives
+    it, and stays dense unless it is faster. An activation that directly follows a layer (GELU, QuickGELU)
+    moves into its epilogue.
+
+    Args:
+        model: a model pruned to "2:4".
+        backend: "auto" or one of `vlprune.backends()`.
+        only_if_faster: False packs every 2:4 layer, unmeasured.
+        example: what the model will be run on: ``(images, texts)``, images alone, or a batch size;
+            None means a batch of 8.
+        filter_fn: ``(module, qualified name) -> bool``, True for the layers to consider.
+
+    """
+    ops.check_backend(backend)
+    split = models.split_attention_(model)
+    layers = {
+        name: module
+        for tower in models.view(model).towers.values()
+        for block in tower.blocks
+        for name, module in block.linears().items()
+        if isinstance(module, nn.Linear) and (filter_fn is None or filter_fn(module, name))
+    }
+    layers = {name: layer for name, layer in layers.items() if ops.is_24(layer.weight.detach())}
+    shapes = _input_shapes(model, layers, example) if only_if_faster and layers else {}
+    timed: dict[tuple[Any, ...], tuple[float, float]] = {}
+    choices = tuple(_choose(model, n, layer, backend, only_if_faster, shapes, timed) for n, layer in layers.items())
+    models.merge_attention_(model, [name for name in split if not _has_packed(model.get_submodule(name))])
+    return SparsifyReport(choices)
+
+
+def _choose(
+    model: nn.Module,
+    name: str,
+    layer: nn.Linear,
+    backend: str,
+    only_if_faster: bool,
+    shapes: dict[str, torch.Size],
+    timed: dict[tuple[Any, ...], tuple[float, float]],
+) -> LayerChoice:
+    fused = find_activation(model, name)
+    activation = fused.kind if fused else None
+    fields = (layer.in_features, layer.out_features, activation)
+    if refusal := ops.why_not(backend, "linear24", layer.weight):
+        return LayerChoice(name, 0, *fields, None, None, False, refusal)
+    packed = Linear24.from_linear(layer, activation, backend)
+    if not only_if_faster:
+        _replace(model, name, packed, fused)
+        return LayerChoice(name, 0, *fields, None, None, True, "asked for without measuring")
+    if name not in shapes:
+        return LayerChoice(name, 0, *fields, None, None, False, "the example does not reach it")
+    shape = shapes[name]
+    key = (shape, *fields, layer.bias is not None, layer.weight.dtype)
+    if key not in timed:
+        timed[key] = _time(layer, packed, fused, shape, name)
+    dense, sparse = timed[key]
+    faster = dense > sparse * _MARGIN
+    if faster:
+        _replace(model, name, packed, fused)
+    reason = "faster" if faster else "not faster than dense here"
+    return LayerChoice(name, shape[:-1].numel(), *fields, dense, sparse, faster, reason)
+
+
+@torch.no_grad()
+def _time(
+    layer: nn.Linear, packed: Linear24, fused: FusedActivation | None, shape: torch.Size, name: str
+) -> tuple[float, float]:
+    x = torch.randn(shape, device=layer.weight.device, dtype=layer.weight.dtype)
+
+    def dense() -> Tensor:
+        y: Tensor = layer(x)
+        return fused.module(y) if fused else y
+
+    measure.check_close(name, packed(x), dense())
+    times = measure.compare(
+        {"dense": dense, "sparse": lambda: packed(x)}, device=x.device, rounds=_ROUNDS, max_seconds=2.0
+    )
+    return times["dense"].median, times["sparse"].median
+
+
+def _replace(model: nn.Module, name: str, packed: Linear24, fused: FusedActivation | None) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, packed)
+    if fused:
+        setattr(model.get_submodule(parent), fused.attribute, nn.Identity())
+
+
+def _has_packed(module: nn.Module) -> bool:
+    return any(isinstance(child, Linear24) for child in module.modules())
+
+
+@torch.no_grad()
+def _input_shapes(model: nn.Module, layers: dict[str, nn.Linear], example: Any) -> dict[str, torch.Size]:
+    """Shape that each layer's input has in one forward of the example."""
+    shapes: dict[str, torch.Size] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: shapes.setdefault(name, args[0].shape))
+        for name, layer in layers.items()
+    ]
+    try:
+        images, texts = example_inputs(model, example)
+        if images is not None and texts is not None:
+            model(images, texts)
+        elif images is not None:
+            model.encode_image(images)  # type: ignore[operator]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
