@@ -1,0 +1,45 @@
+"""Prune CLIP-style vision-language models, run them faster, and prove what that cost."""
+
+from . import allocation, nn, ops, scoring
+from ._version import __version__
+from .allocation import Uniform
+from .checkpoint import from_pretrained, save_pretrained
+from .config import MagnitudeConfig, WandaConfig
+from .data import load_data
+from .evaluate import Metrics, evaluate
+from .masks import apply_masks_, masks
+from .models import load_model, merge_attention_, split_attention_
+from .ops import backends, why_not
+from .patterns import PatternError
+from .prune import PruneReport, prune_
+from .sparsify import SparsifyReport, sparsify_
+from .targets import NoMatchError
+
+__all__ = [
+    "MagnitudeConfig",
+    "Metrics",
+    "NoMatchError",
+    "PatternError",
+    "PruneReport",
+    "SparsifyReport",
+    "Uniform",
+    "WandaConfig",
+    "__version__",
+    "allocation",
+    "apply_masks_",
+    "backends",
+    "evaluate",
+    "from_pretrained",
+    "load_data",
+    "load_model",
+    "masks",
+    "merge_attention_",
+    "nn",
+    "ops",
+    "prune_",
+    "save_pretrained",
+    "scoring",
+    "sparsify_",
+    "split_attention_",
+    "why_not",
+]

@@ -1,0 +1,34 @@
+"""The record of a run as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..files import write_text
+from .plots import accuracy_against_speed, layer_times
+from .table import conditions, metric_columns, rows
+
+__all__ = ["write_html"]
+
+
+def write_html(record: Mapping[str, Any], path: Path) -> None:
+    """Write the page: table, accuracy against speed, time of every layer; no script, nothing to download."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    layers = [(variant["name"], layer_times(variant)) for variant in record["variants"]]
+    write_text(
+        path,
+        template.render(
+            record=record,
+            columns=metric_columns(record),
+            rows=rows(record),
+            conditions=conditions(record).splitlines(),
+            scatter=accuracy_against_speed(record),
+            layers=[(name, plot) for name, plot in layers if plot],
+        ),
+    )

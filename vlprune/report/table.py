@@ -1,0 +1,114 @@
+"""The record of a run as a table of at most 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Row", "metric_columns", "rows", "table"]
+
+# Metric keys shown, by kind of data, and what the reader sees above them.
+_COLUMNS = {
+    "pairs": {"tr1": "tr@1", "ir1": "ir@1", "mean_recall": "mean recall"},
+    "labelled": {"top1": "top-1", "top5": "top-5"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a model's accuracy and its towers' time, milliseconds, against dense in the same run."""
+
+    name: str
+    metrics: Mapping[str, float]
+    sparsity: float
+    image_ms: float | None
+    image_speedup: float | None
+    text_ms: float | None
+    text_speedup: float | None
+    megabytes: float | None
+
+
+def metric_columns(record: Mapping[str, Any]) -> dict[str, str]:
+    """Metric key -> heading, for the kind of data that the run evaluated."""
+    return _COLUMNS[record["dense"]["metrics"]["kind"]]
+
+
+def rows(record: Mapping[str, Any]) -> list[Row]:
+    """Dense first, then the variants in the order they ran."""
+    variants = record["variants"]
+    dense = record["dense"]
+    first = variants[0]["timing"]
+    result = [
+        Row("dense", dense["metrics"], 0.0, _ms(first["image"], "dense"), 1.0, _ms(first["text"], "dense"), 1.0,
+            dense["bytes"] / 1e6)
+    ]  # fmt: skip
+    for variant in variants:
+        image, text = variant["timing"]["image"], variant["timing"]["text"]
+        saved = variant.get("saved")
+        result.append(
+            Row(
+                variant["name"],
+                variant.get("packed_metrics", variant["metrics"]),
+                variant["prune"]["sparsity"],
+                _ms(image, "variant"),
+                image["speedup"],
+                _ms(text, "variant"),
+                text["speedup"],
+                saved["bytes"] / 1e6 if saved else None,
+            )
+        )
+    return result
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The record as text: accuracy in percent, time a batch in milliseconds, speed-up over dense."""
+    columns = metric_columns(record)
+    head = ["", *columns.values(), "zeros", "image ms", "speed", "text ms", "speed"]
+    body = [
+        [
+            row.name,
+            *(f"{row.metrics[key]:.1f}" for key in columns),
+            f"{100 * row.sparsity:.0f} %",
+            _number(row.image_ms),
+            _times(row.image_speedup),
+            _number(row.text_ms),
+            _times(row.text_speedup),
+        ]
+        for row in rows(record)
+    ]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+    lines = [_line(head, widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
+    lines += [_line(line, widths) for line in body]
+    return "\n".join([*lines, "", conditions(record)])
+
+
+def conditions(record: Mapping[str, Any]) -> str:
+    """Where and how the numbers were measured."""
+    machine = record["machine"]
+    device = machine["gpu"] if record["device"].startswith("cuda") else f"{machine['cpu']} ({machine['isa']})"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return (
+        f"{record['model']} on {record['data']}, {record['dense']['metrics']['count']} images; calibrated on "
+        f"{record['calib']}\n{record['dtype']}, batch {record['batch']}, {threads}, {device}, torch {machine['torch']}\n"
+        "Each time is a median interleaved with the dense model's in the same run."
+    )
+
+
+def _ms(timing: Mapping[str, Any], which: str) -> float:
+    return 1e3 * float(timing[which]["median"])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    first, *rest = [
+        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join([first, *rest]).rstrip()
