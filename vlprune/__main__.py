@@ -1,0 +1,7 @@
+"""`python -m vlprune` is the `vlprune` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,162 @@
+"""What each command does: thin calls of the library, and printing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import measure, ops
+from ..bench import BENCH_TOKENS, bench_linear24, bench_table
+from ..checkpoint import save_pretrained
+from ..config import METHODS, PruneConfig
+from ..data import load_data
+from ..evaluate import evaluate
+from ..files import read_json, write_json
+from ..models import LoadedModel, load_model
+from ..pipeline import RECORD_VERSION, RunOptions, run
+from ..prune import prune_
+from ..report import table, write_html
+from ..sparsify import sparsify_
+
+__all__ = ["COMMANDS"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """Progress goes to standard error when standard output is JSON."""
+    return partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _load(args: argparse.Namespace) -> LoadedModel:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    name, pretrained = args.model, None
+    # "hf-hub:org/name" and "local-dir:path" are open_clip's own forms of a name
+    if not Path(name).exists() and not name.startswith(("hf-hub:", "local-dir:")):
+        name, _, pretrained = name.partition(":")
+    loaded = load_model(name, pretrained or None, device=args.device)
+    loaded.model.to(_DTYPES[args.dtype])
+    return loaded
+
+
+def _spec(args: argparse.Namespace) -> str:
+    if args.data:
+        return str(args.data)
+    if args.model == "demo":
+        return "demo"
+    raise ValueError("--data: required for every model but demo")
+
+
+def _configs(args: argparse.Namespace) -> list[PruneConfig]:
+    """Every method with every pattern and every unstructured sparsity that was asked for."""
+    methods, patterns, sparsities = _as_list(args.method), _as_list(args.pattern), _as_list(args.sparsity)
+    if args.model == "demo" and args.command == "run" and not (patterns or sparsities):
+        methods, patterns, sparsities = methods or ["magnitude", "wanda"], ["2:4"], [0.5, 0.7]
+    if sparsities and "unstructured" not in patterns:
+        patterns = [*patterns, "unstructured"]
+    common = {
+        "scope": args.scope, "activations": args.activations, "targets": tuple(args.targets),
+        "ignore": tuple(args.ignore), "samples": args.samples,
+    }  # fmt: skip
+    configs = []
+    for method in methods or ["wanda"]:
+        if method not in METHODS:
+            raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
+        for pattern in patterns or ["2:4"]:
+            for sparsity in (sparsities or [None]) if pattern == "unstructured" else [None]:
+                configs.append(METHODS[method](pattern=pattern, sparsity=sparsity, **common))
+    return configs
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _run(args: argparse.Namespace) -> None:
+    say = _say(args.json)
+    configs = _configs(args)
+    spec = _spec(args)
+    calib_spec = args.calib or ("demo:train" if spec == "demo" else spec)
+    out = Path(args.out)
+    loaded = _load(args)
+    on_error = "skip" if args.skip_broken else "raise"
+    data = load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
+    calib = data if calib_spec == spec else load_data(calib_spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
+    options = RunOptions(args.model, spec, calib_spec, args.limit, args.batch, args.rounds)
+    record = run(loaded.model, data, calib, configs, options, out, say)
+    write_html(record, out / "report.html")
+    print(json.dumps(record) if args.json else f"\n{table(record)}\nReport: {out / 'report.html'}")
+
+
+def _prune(args: argparse.Namespace) -> None:
+    config, = _configs(args)  # fmt: skip
+    loaded = _load(args)
+    calib = load_data(args.data, loaded.preprocess, loaded.tokenizer) if args.data else None
+    report = prune_(loaded.model, config, calib)
+    result = {"prune": report.to_dict()}
+    lines = [str(report)]
+    if args.pack:
+        packed = sparsify_(loaded.model)
+        result["sparsify"] = packed.to_dict()
+        lines.append(str(packed))
+    save_pretrained(loaded.model, args.out)
+    print(json.dumps(result) if args.json else "\n".join([*lines, f"Saved to {args.out}"]))
+
+
+def _eval(args: argparse.Namespace) -> None:
+    spec = _spec(args)
+    loaded = _load(args)
+    on_error = "skip" if args.skip_broken else "raise"
+    data = load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
+    metrics = evaluate(loaded.model, data.subset(args.limit))
+    print(json.dumps(metrics.to_dict()) if args.json else metrics)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtypes = [_DTYPES[name] for name in args.dtype]
+    rows = bench_linear24(args.tokens or BENCH_TOKENS, dtypes, rounds=args.rounds)
+    record = {"machine": measure.machine_info(), "rows": rows}
+    if args.out:
+        write_json(Path(args.out), record)
+    print(json.dumps(record) if args.json else bench_table(rows))
+
+
+def _report(args: argparse.Namespace) -> None:
+    folder = Path(args.run)
+    record = read_json(folder / "report.json")
+    if not isinstance(record, dict) or record.get("format") != "vlprune-report":
+        raise ValueError(f"{folder / 'report.json'}: not the record of a vlprune run")
+    if record.get("version") != RECORD_VERSION:
+        raise ValueError(
+            f"{folder / 'report.json'}: expected version {RECORD_VERSION}, got {record.get('version')!r}"
+        )
+    write_html(record, folder / "report.html")
+    print(json.dumps(record) if args.json else f"{table(record)}\nReport: {folder / 'report.html'}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    machine, table_of = measure.machine_info(), ops.backends()
+    if args.json:
+        print(json.dumps({"machine": machine, "backends": table_of}))
+        return
+    for key, value in machine.items():
+        print(f"{key:10} {value}")
+    print()
+    for op, reasons in table_of.items():
+        for backend, reason in reasons.items():
+            print(f"{op:15} {backend:8} {'yes' if reason is None else 'no: ' + reason}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "run": _run, "prune": _prune, "eval": _eval, "bench": _bench, "report": _report, "info": _info,
+}  # fmt: skip

@@ -1,0 +1,126 @@
+"""Entry point: parse, run the command, turn bad input into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .._version import __version__
+from .commands import COMMANDS
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 when done, 2 for bad input, 130 when interrupted."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        COMMANDS[args.command](args)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("VLPRUNE_TRACEBACK"):
+            raise
+        print(f"vlprune {args.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vlprune {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="vlprune",
+        description="Prune CLIP-style models, run them faster, and prove what that cost.",
+    )
+    parser.add_argument("--version", action="version", version=f"vlprune {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = _add(commands, "run", "prune, evaluate, sparsify, measure and report")
+    _model(run)
+    _data(run, required=False)
+    _method(run, several=True)
+    run.add_argument("--batch", type=_positive, default=8, help="images a call when timing (default: 8)")
+    run.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
+    run.add_argument("--out", default="vlprune-run", help="folder for report and model (default: vlprune-run)")
+
+    prune = _add(commands, "prune", "prune a model and save it")
+    _model(prune)
+    prune.add_argument("--data", help="calibration data; not needed for magnitude")
+    _method(prune, several=False)
+    prune.add_argument("--pack", action="store_true", help="also swap in packed 2:4 layers where they are faster")
+    prune.add_argument("--out", required=True, help="folder for the pruned model")
+
+    evaluate = _add(commands, "eval", "zero-shot accuracy or retrieval recall of a model")
+    _model(evaluate)
+    _data(evaluate, required=False)
+
+    bench = _add(commands, "bench", "time linear24 against the dense layer at the shapes of real models")
+    bench.add_argument("--dtype", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"])
+    bench.add_argument("--tokens", type=_positive, nargs="+", help="token counts (default: 50 197 400 1600)")
+    bench.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
+    bench.add_argument("--out", help="also write the rows to this JSON file")
+    _threads(bench)
+
+    report = _add(commands, "report", "show a finished run again and rewrite its page")
+    report.add_argument("run", help="folder that `vlprune run --out` wrote")
+
+    _add(commands, "info", "machine, versions, and what each backend can do here")
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    return command
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help='open_clip NAME[:PRETRAINED], a saved folder, or "demo"')
+    command.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    command.add_argument("--device", default="cpu", help="(default: cpu)")
+    _threads(command)
+
+
+def _threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
+
+
+def _data(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--data",
+        required=required,
+        help="demo, folder:DIR, coco:FILE.json:IMAGES, pairs:FILE.tsv or wds:GLOB.tar (default for the demo model: demo)",
+    )
+    command.add_argument("--limit", type=_positive, help="at most this many evaluation images")
+    command.add_argument("--skip-broken", action="store_true", help="leave broken images out, and count them")
+
+
+def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
+    many = {"nargs": "+"} if several else {}
+    command.add_argument("--method", **many, help="magnitude, wanda (default: wanda)")  # type: ignore[arg-type]
+    command.add_argument("--pattern", **many, help='"2:4", any n:m, or unstructured (default: 2:4)')  # type: ignore[arg-type]
+    command.add_argument(
+        "--sparsity", type=float, **many, help="fraction of zeros of the unstructured pattern"  # type: ignore[arg-type]
+    )  # fmt: skip
+    command.add_argument("--scope", choices=("row", "layer"), default="row", help="(default: row)")
+    command.add_argument("--activations", choices=("sequential", "dense"), default="sequential")
+    command.add_argument("--targets", nargs="+", default=["*"], help="visual, text, or patterns of layer names")
+    command.add_argument("--ignore", nargs="+", default=[], help="the same, left out")
+    command.add_argument("--samples", type=_positive, default=128, help="calibration images (default: 128)")
+    if several:
+        command.add_argument("--calib", help="calibration data (default: the evaluation data's images)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
