@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from torch import Tensor
+
 __all__ = ["Pattern", "PatternError"]
 
 _N_OF_M = re.compile(r"(\d+):(\d+)")
@@ -61,3 +63,12 @@ class Pattern:
             raise PatternError(
                 f'{name}: pattern "{self.name}" needs in_features divisible by {self.m}, got {in_features}'
             )
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether a weight [out, in] already has at most n non-zeros in every m consecutive inputs."""
+        if self.n is None or self.m is None:
+            return True
+        if weight.dim() != 2 or weight.shape[1] % self.m:
+            return False
+        kept = (weight != 0).reshape(weight.shape[0], -1, self.m).sum(2)
+        return bool((kept <= self.n).all())

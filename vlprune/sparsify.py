@@ -13,10 +13,13 @@ from . import measure, models, ops
 from .example import example_inputs
 from .fusion import FusedActivation, find_activation
 from .nn import Linear24
+from .patterns import Pattern
 
 __all__ = ["LayerChoice", "SparsifyReport", "sparsify_"]
 
 FilterFn = Callable[[nn.Module, str], bool]
+
+_PATTERN = Pattern.parse("2:4")
 
 # A packed layer must beat the dense one by more than what the clock cannot tell apart: dense wins ties.
 _MARGIN = 1.03
@@ -99,7 +102,7 @@ def sparsify_(
         for name, module in block.linears().items()
         if isinstance(module, nn.Linear) and (filter_fn is None or filter_fn(module, name))
     }
-    layers = {name: layer for name, layer in layers.items() if ops.is_24(layer.weight.detach())}
+    layers = {name: layer for name, layer in layers.items() if _PATTERN.holds(layer.weight.detach())}
     shapes = _input_shapes(model, layers, example) if only_if_faster and layers else {}
     timed: dict[tuple[Any, ...], tuple[float, float]] = {}
     choices = tuple(_choose(model, n, layer, backend, only_if_faster, shapes, timed) for n, layer in layers.items())
@@ -119,7 +122,10 @@ def _choose(
     fused = find_activation(model, name)
     activation = fused.kind if fused else None
     fields = (layer.in_features, layer.out_features, activation)
-    if refusal := ops.why_not(backend, "linear24", layer.weight):
+    weight = layer.weight
+    if backend != "auto" and (
+        refusal := ops.why_not(backend, "linear24", dtype=weight.dtype, device=weight.device)
+    ):
         return LayerChoice(name, 0, *fields, None, None, False, refusal)
     packed = Linear24.from_linear(layer, activation, backend)
     if not only_if_faster:
