@@ -37,7 +37,9 @@ def bench_linear24(
     cases = [(d, i, o, t) for d in dtypes for i, o in shapes for t in tokens]
     rows = []
     generator = torch.Generator().manual_seed(0)
-    for dtype, inputs, outputs, count in tqdm(cases, unit="case", disable=None if progress is None else not progress):
+    for dtype, inputs, outputs, count in tqdm(
+        cases, unit="case", disable=None if progress is None else not progress
+    ):
         weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
         bias = torch.randn(outputs, generator=generator).to(dtype)
         x = torch.randn(count, inputs, generator=generator).to(dtype)
@@ -45,7 +47,9 @@ def bench_linear24(
         dense = ops.unpack24(values, meta)
         exact = F.linear(x.double(), dense.double(), bias.double())
         with torch.inference_mode():
-            measure.check_close(f"linear24 {count}x{inputs}->{outputs}", ops.linear24(x, values, meta, bias), exact)
+            measure.check_close(
+                f"linear24 {count}x{inputs}->{outputs}", ops.linear24(x, values, meta, bias), exact
+            )
             times = measure.compare(
                 {
                     "dense": lambda x=x, w=weight, b=bias: F.linear(x, w, b),  # type: ignore[misc]
@@ -55,22 +59,28 @@ def bench_linear24(
             )
         rows.append(
             {
-                "dtype": str(dtype).removeprefix("torch."), "tokens": count, "in": inputs, "out": outputs,
+                "dtype": str(dtype).removeprefix("torch."),
+                "tokens": count,
+                "in": inputs,
+                "out": outputs,
                 **{name: timing.to_dict() for name, timing in times.items()},
                 "speedup": times["dense"].median / times["sparse"].median,
             }
-        )  # fmt: skip
+        )
     return rows
 
 
 def bench_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text, with the geometric mean of the speed-ups for each dtype."""
-    lines = [f"{'dtype':9} {'shape':>12} {'tokens':>6} {'dense ms':>9} {'2:4 ms':>8} {'GFLOP/s':>8} {'speed':>6}"]
+    lines = [
+        f"{'dtype':9} {'shape':>12} {'tokens':>6} {'dense ms':>9} {'2:4 ms':>8} {'GFLOP/s':>8} {'speed':>6}"
+    ]
     for row in rows:
-        flops = 2 * row["tokens"] * row["in"] * row["out"]
+        dense, sparse = row["dense"]["median"], row["sparse"]["median"]
+        rate = 2 * row["tokens"] * row["in"] * row["out"] / sparse / 1e9
         lines.append(
-            f"{row['dtype']:9} {row['in']:>5} ->{row['out']:>5} {row['tokens']:>6} {1e3 * row['dense']['median']:>9.3f} "
-            f"{1e3 * row['sparse']['median']:>8.3f} {flops / row['sparse']['median'] / 1e9:>8.0f} {row['speedup']:>5.2f}x"
+            f"{row['dtype']:9} {row['in']:>5} ->{row['out']:>5} {row['tokens']:>6} "
+            f"{1e3 * dense:>9.3f} {1e3 * sparse:>8.3f} {rate:>8.0f} {row['speedup']:>5.2f}x"
         )
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         mean = statistics.geometric_mean(row["speedup"] for row in rows if row["dtype"] == dtype)

@@ -86,7 +86,7 @@ def collect(
     return calibration
 
 
-class _Reached(Exception):  # noqa: N818  (control flow, not an error)
+class _Reached(Exception):
     """Ends a forward once the block of interest has run."""
 
 

@@ -12,7 +12,14 @@ from torch import Tensor
 from .allocation import Allocation, Uniform, allocation_from_dict
 from .patterns import Pattern
 
-__all__ = ["CONFIG_VERSION", "MagnitudeConfig", "PruneConfig", "TokenWeight", "WandaConfig", "config_from_dict"]
+__all__ = [
+    "CONFIG_VERSION",
+    "MagnitudeConfig",
+    "PruneConfig",
+    "TokenWeight",
+    "WandaConfig",
+    "config_from_dict",
+]
 
 CONFIG_VERSION = 1
 

@@ -195,7 +195,9 @@ def _packed(
 ) -> dict[str, Any]:
     """Outputs and accuracy must be what they were before the layers were packed."""
     after = _towers(model, images, texts)
-    errors = {tower: measure.check_close(f"{name}: {tower} tower", after[tower], y) for tower, y in before.items()}
+    errors = {
+        tower: measure.check_close(f"{name}: {tower} tower", after[tower], y) for tower, y in before.items()
+    }
     metrics = _evaluate(model, data, options, say, f"{name}, packed")
     return {"sparsify": report.to_dict(), "packed_metrics": metrics, "packed_error": errors}
 

@@ -98,8 +98,12 @@ def prune_(
     try:
         layers = select_layers(model, config, filter_fn)
         _check_weights(layers, config)
-        with tqdm(total=len(layers), desc=f"{config.method} {config.pattern}", unit="layer",
-                  disable=None if progress is None else not progress) as bar:  # fmt: skip
+        with tqdm(
+            total=len(layers),
+            desc=f"{config.method} {config.pattern}",
+            unit="layer",
+            disable=None if progress is None else not progress,
+        ) as bar:
             _prune_layers(model, layers, config, calib, saved, bar)
         report = tuple(_report(name, layer) for name, layer in layers.items())
     except BaseException:
@@ -120,7 +124,9 @@ def _check_weights(layers: Mapping[str, nn.Linear], config: PruneConfig) -> None
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
             value = float(layer.weight[row, column])
-            raise ValueError(f"{name}: weight [{row}, {column}] is {value}; only finite weights can be pruned")
+            raise ValueError(
+                f"{name}: weight [{row}, {column}] is {value}; only finite weights can be pruned"
+            )
 
 
 def _prune_layers(
@@ -159,7 +165,9 @@ def _prune_layers(
         config.token_weight,
     )
     if missed := [name for name in layers if name not in saved]:
-        raise ValueError(f"{missed[0]}: no calibration input reached this layer ({len(chosen)} blocks targeted)")
+        raise ValueError(
+            f"{missed[0]}: no calibration input reached this layer ({len(chosen)} blocks targeted)"
+        )
 
 
 def _keep_mask(

@@ -105,7 +105,9 @@ def sparsify_(
     layers = {name: layer for name, layer in layers.items() if _PATTERN.holds(layer.weight.detach())}
     shapes = _input_shapes(model, layers, example) if only_if_faster and layers else {}
     timed: dict[tuple[Any, ...], tuple[float, float]] = {}
-    choices = tuple(_choose(model, n, layer, backend, only_if_faster, shapes, timed) for n, layer in layers.items())
+    choices = tuple(
+        _choose(model, n, layer, backend, only_if_faster, shapes, timed) for n, layer in layers.items()
+    )
     models.merge_attention_(model, [name for name in split if not _has_packed(model.get_submodule(name))])
     return SparsifyReport(choices)
 

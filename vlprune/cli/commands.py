@@ -63,9 +63,12 @@ def _configs(args: argparse.Namespace) -> list[PruneConfig]:
     if sparsities and "unstructured" not in patterns:
         patterns = [*patterns, "unstructured"]
     common = {
-        "scope": args.scope, "activations": args.activations, "targets": tuple(args.targets),
-        "ignore": tuple(args.ignore), "samples": args.samples,
-    }  # fmt: skip
+        "scope": args.scope,
+        "activations": args.activations,
+        "targets": tuple(args.targets),
+        "ignore": tuple(args.ignore),
+        "samples": args.samples,
+    }
     configs = []
     for method in methods or ["wanda"]:
         if method not in METHODS:
@@ -89,7 +92,11 @@ def _run(args: argparse.Namespace) -> None:
     loaded = _load(args)
     on_error = "skip" if args.skip_broken else "raise"
     data = load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
-    calib = data if calib_spec == spec else load_data(calib_spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
+    calib = (
+        data
+        if calib_spec == spec
+        else load_data(calib_spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
+    )
     options = RunOptions(args.model, spec, calib_spec, args.limit, args.batch, args.rounds)
     record = run(loaded.model, data, calib, configs, options, out, say)
     write_html(record, out / "report.html")
@@ -97,7 +104,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _prune(args: argparse.Namespace) -> None:
-    config, = _configs(args)  # fmt: skip
+    (config,) = _configs(args)
     loaded = _load(args)
     calib = load_data(args.data, loaded.preprocess, loaded.tokenizer) if args.data else None
     report = prune_(loaded.model, config, calib)
@@ -158,5 +165,10 @@ def _info(args: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "run": _run, "prune": _prune, "eval": _eval, "bench": _bench, "report": _report, "info": _info,
-}  # fmt: skip
+    "run": _run,
+    "prune": _prune,
+    "eval": _eval,
+    "bench": _bench,
+    "report": _report,
+    "info": _info,
+}

@@ -49,13 +49,17 @@ def build_parser() -> argparse.ArgumentParser:
     _method(run, several=True)
     run.add_argument("--batch", type=_positive, default=8, help="images a call when timing (default: 8)")
     run.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
-    run.add_argument("--out", default="vlprune-run", help="folder for report and model (default: vlprune-run)")
+    run.add_argument(
+        "--out", default="vlprune-run", help="folder for report and model (default: vlprune-run)"
+    )
 
     prune = _add(commands, "prune", "prune a model and save it")
     _model(prune)
     prune.add_argument("--data", help="calibration data; not needed for magnitude")
     _method(prune, several=False)
-    prune.add_argument("--pack", action="store_true", help="also swap in packed 2:4 layers where they are faster")
+    prune.add_argument(
+        "--pack", action="store_true", help="also swap in packed 2:4 layers where they are faster"
+    )
     prune.add_argument("--out", required=True, help="folder for the pruned model")
 
     evaluate = _add(commands, "eval", "zero-shot accuracy or retrieval recall of a model")
@@ -76,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     return command
@@ -97,7 +103,7 @@ def _data(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument(
         "--data",
         required=required,
-        help="demo, folder:DIR, coco:FILE.json:IMAGES, pairs:FILE.tsv or wds:GLOB.tar (default for the demo model: demo)",
+        help="demo, folder:DIR, coco:FILE.json:IMAGES, pairs:FILE.tsv or wds:GLOB.tar (demo model: demo)",
     )
     command.add_argument("--limit", type=_positive, help="at most this many evaluation images")
     command.add_argument("--skip-broken", action="store_true", help="leave broken images out, and count them")
@@ -108,11 +114,16 @@ def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
     command.add_argument("--method", **many, help="magnitude, wanda (default: wanda)")  # type: ignore[arg-type]
     command.add_argument("--pattern", **many, help='"2:4", any n:m, or unstructured (default: 2:4)')  # type: ignore[arg-type]
     command.add_argument(
-        "--sparsity", type=float, **many, help="fraction of zeros of the unstructured pattern"  # type: ignore[arg-type]
-    )  # fmt: skip
+        "--sparsity",
+        type=float,
+        **many,
+        help="fraction of zeros of the unstructured pattern",  # type: ignore[arg-type]
+    )
     command.add_argument("--scope", choices=("row", "layer"), default="row", help="(default: row)")
     command.add_argument("--activations", choices=("sequential", "dense"), default="sequential")
-    command.add_argument("--targets", nargs="+", default=["*"], help="visual, text, or patterns of layer names")
+    command.add_argument(
+        "--targets", nargs="+", default=["*"], help="visual, text, or patterns of layer names"
+    )
     command.add_argument("--ignore", nargs="+", default=[], help="the same, left out")
     command.add_argument("--samples", type=_positive, default=128, help="calibration images (default: 128)")
     if several:

@@ -63,9 +63,7 @@ class Linear24(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, activation: str | None = None, backend: str = "auto"
-    ) -> Linear24:
+    def from_linear(cls, linear: nn.Linear, activation: str | None = None, backend: str = "auto") -> Linear24:
         """Pack a linear layer whose weight already has at most 2 non-zeros in every 4 inputs.
 
         Raises:
@@ -79,9 +77,14 @@ class Linear24(nn.Module):
         if weight.dtype not in _FLOATS:
             raise TypeError(f"Linear24.from_linear: expected a floating dtype, got {weight.dtype}")
         packed = cls(
-            linear.in_features, linear.out_features, linear.bias is not None, activation,
-            backend=backend, device="meta", dtype=weight.dtype,
-        )  # fmt: skip
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            activation,
+            backend=backend,
+            device="meta",
+            dtype=weight.dtype,
+        )
         values, meta = ops.pack24(weight)
         packed.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
         packed.meta = meta

@@ -22,7 +22,11 @@ def accuracy_against_speed(record: Mapping[str, Any]) -> str:
         color = _DENSE if row.name == "dense" else _SPARSE
         axes.scatter(row.image_speedup, row.metrics[key], color=color, s=36, zorder=3)
         axes.annotate(
-            row.name, (row.image_speedup, row.metrics[key]), xytext=(6, 4), textcoords="offset points", fontsize=8
+            row.name,
+            (row.image_speedup, row.metrics[key]),
+            xytext=(6, 4),
+            textcoords="offset points",
+            fontsize=8,
         )
     axes.set_xlabel("image tower speed, times dense")
     axes.set_ylabel(f"{columns[key]}, %")
@@ -38,8 +42,9 @@ def layer_times(variant: Mapping[str, Any]) -> str | None:
         return None
     figure, axes = _figure(6.4, 0.6 + 0.24 * len(layers))
     places = range(len(layers))
-    axes.barh([p - 0.2 for p in places], [1e3 * l["dense"] for l in layers], 0.38, color=_DENSE, label="dense")  # noqa: E741
-    axes.barh([p + 0.2 for p in places], [1e3 * l["sparse"] for l in layers], 0.38, color=_SPARSE, label="2:4")  # noqa: E741
+    for offset, key, color, label in ((-0.2, "dense", _DENSE, "dense"), (0.2, "sparse", _SPARSE, "2:4")):
+        times = [1e3 * layer[key] for layer in layers]
+        axes.barh([place + offset for place in places], times, 0.38, color=color, label=label)
     axes.set_yticks(list(places), [_short(layer) for layer in layers], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a call")

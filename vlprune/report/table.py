@@ -40,9 +40,17 @@ def rows(record: Mapping[str, Any]) -> list[Row]:
     dense = record["dense"]
     first = variants[0]["timing"]
     result = [
-        Row("dense", dense["metrics"], 0.0, _ms(first["image"], "dense"), 1.0, _ms(first["text"], "dense"), 1.0,
-            dense["bytes"] / 1e6)
-    ]  # fmt: skip
+        Row(
+            "dense",
+            dense["metrics"],
+            0.0,
+            _ms(first["image"], "dense"),
+            1.0,
+            _ms(first["text"], "dense"),
+            1.0,
+            dense["bytes"] / 1e6,
+        )
+    ]
     for variant in variants:
         image, text = variant["timing"]["image"], variant["timing"]["text"]
         saved = variant.get("saved")
@@ -88,9 +96,10 @@ def conditions(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
     device = machine["gpu"] if record["device"].startswith("cuda") else f"{machine['cpu']} ({machine['isa']})"
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    count = record["dense"]["metrics"]["count"]
     return (
-        f"{record['model']} on {record['data']}, {record['dense']['metrics']['count']} images; calibrated on "
-        f"{record['calib']}\n{record['dtype']}, batch {record['batch']}, {threads}, {device}, torch {machine['torch']}\n"
+        f"{record['model']} on {record['data']}, {count} images; calibrated on {record['calib']}\n"
+        f"{record['dtype']}, batch {record['batch']}, {threads}, {device}, torch {machine['torch']}\n"
         "Each time is a median interleaved with the dense model's in the same run."
     )
 
@@ -109,6 +118,7 @@ def _times(value: float | None) -> str:
 
 def _line(cells: list[str], widths: list[int]) -> str:
     first, *rest = [
-        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        cell.ljust(w) if i == 0 else cell.rjust(w)
+        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
     ]
     return "  ".join([first, *rest]).rstrip()
