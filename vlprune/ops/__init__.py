@@ -1,0 +1,36 @@
+"""Tensor operators for pruned weights, each also in `torch.ops.vlprune`.
+
+One schema and one plain PyTorch definition an operator; faster forms are chosen by `backends()`.
+"""
+
+from .backend import backends, check_backend, why_not
+from .functional import (
+    check_activation,
+    column_sumsq,
+    head_attention,
+    linear24,
+    pack24,
+    select,
+    unpack24,
+    wanda_mask,
+    wanda_pack24,
+    wanda_scores,
+)
+from .prepared import prepare24
+
+__all__ = [
+    "backends",
+    "check_activation",
+    "check_backend",
+    "column_sumsq",
+    "head_attention",
+    "linear24",
+    "pack24",
+    "prepare24",
+    "select",
+    "unpack24",
+    "wanda_mask",
+    "wanda_pack24",
+    "wanda_scores",
+    "why_not",
+]

@@ -1,0 +1,70 @@
+"""Gradients of the packed operators: `linear24`, `pack24` and `unpack24`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+__all__ = ["register"]
+
+
+def register(library: torch.library.Library) -> None:
+    """Attach the formulas below to their operators."""
+    for op, setup, backward in (
+        ("linear24", _linear24_setup, _linear24_backward),
+        ("pack24", _pack24_setup, _pack24_backward),
+        ("unpack24", _unpack24_setup, _unpack24_backward),
+    ):
+        torch.library.register_autograd(f"vlprune::{op}", backward, setup_context=setup, lib=library)
+
+
+def _linear24_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, meta, bias, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(x, values, meta, bias)
+
+
+def _linear24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, meta, bias = ctx.saved_tensors
+    rows = x.reshape(-1, x.shape[-1])
+    grad = grad.reshape(-1, values.shape[0])
+    if ctx.activation is not None:
+        # Made again rather than kept: z is as large as the output.
+        z = torch.ops.vlprune.linear24(rows, values, meta, bias, None, ctx.backend)
+        grad = _activation_backward(grad, z, ctx.activation)
+    need_x, need_values, _, need_bias = ctx.needs_input_grad[:4]
+    grad_x = grad_values = grad_bias = None
+    if need_x:
+        grad_x = (grad @ torch.ops.vlprune.unpack24(values, meta)).reshape(x.shape)
+    if need_values:
+        grad_values = reference.take24(grad.t() @ rows, meta)
+    if need_bias:
+        grad_bias = grad.sum(0)
+    return grad_x, grad_values, None, grad_bias, None, None
+
+
+def _activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, z)  # type: ignore[no-any-return]
+    gate = torch.sigmoid(1.702 * z)
+    return grad * (gate + 1.702 * z * gate * (1 - gate))
+
+
+def _pack24_setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _pack24_backward(ctx: Any, grad_values: Tensor, _: Tensor | None) -> Tensor:
+    return torch.ops.vlprune.unpack24(grad_values, ctx.saved_tensors[0])  # type: ignore[no-any-return]
+
+
+def _unpack24_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _unpack24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return reference.take24(grad, ctx.saved_tensors[0]), None

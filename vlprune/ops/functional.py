@@ -1,0 +1,327 @@
+"""The public tensor functions: the one place where their arguments are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..patterns import Pattern
+from . import library  # noqa: F401  (defines torch.ops.vlprune)
+from .backend import check_backend, why_not
+
+__all__ = [
+    "check_activation",
+    "column_sumsq",
+    "head_attention",
+    "linear24",
+    "pack24",
+    "select",
+    "unpack24",
+    "wanda_mask",
+    "wanda_pack24",
+    "wanda_scores",
+]
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ACTIVATIONS = (None, "gelu", "quick_gelu")
+_SCOPES = ("row", "layer")
+
+# Looked up once: `torch.ops` resolves a name at each access.
+_column_sumsq: Callable[..., Tensor] = torch.ops.vlprune.column_sumsq.default
+_wanda_scores: Callable[..., Tensor] = torch.ops.vlprune.wanda_scores.default
+_select: Callable[..., Tensor] = torch.ops.vlprune.select.default
+_wanda_mask: Callable[..., Tensor] = torch.ops.vlprune.wanda_mask.default
+_wanda_pack24: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.wanda_pack24.default
+_pack24: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.pack24.default
+_unpack24: Callable[..., Tensor] = torch.ops.vlprune.unpack24.default
+_linear24: Callable[..., Tensor] = torch.ops.vlprune.linear24.default
+_head_attention: Callable[..., Tensor] = torch.ops.vlprune.head_attention.default
+
+
+def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    """Sum over all leading dimensions of token_weight * x^2: Wanda's statistic before its division by n.
+
+    Args:
+        x: activations [..., in], any floating dtype.
+        token_weight: floats or bools that broadcast to x.shape[:-1]; None counts every token once.
+
+    Returns:
+        float32 [in], accumulated in float32 over short partial sums.
+
+    """
+    _check_float("column_sumsq", "x", x)
+    if x.dim() < 1:
+        raise ValueError("column_sumsq: expected x of shape [..., in], got a scalar")
+    if token_weight is not None:
+        if token_weight.dtype is not torch.bool:
+            _check_float("column_sumsq", "token_weight", token_weight)
+        _check_device("column_sumsq", "token_weight", token_weight, "x", x)
+        if not _broadcasts(token_weight.shape, x.shape[:-1]):
+            raise ValueError(
+                f"column_sumsq: expected token_weight that broadcasts to {tuple(x.shape[:-1])}, "
+                f"got shape {tuple(token_weight.shape)}"
+            )
+        token_weight = token_weight.detach()
+    return _column_sumsq(x.detach(), token_weight)
+
+
+def wanda_scores(weight: Tensor, column_norm: Tensor) -> Tensor:
+    """Wanda's score |W_ij| * norm_j (arXiv 2306.11695, equation 1), in float32.
+
+    Args:
+        weight: [out, in], any floating dtype.
+        column_norm: [in], the norm of each input column, any floating dtype.
+
+    Returns:
+        float32 [out, in].
+
+    """
+    _check_scored("wanda_scores", weight, column_norm)
+    return _wanda_scores(weight.detach(), column_norm.detach())
+
+
+def select(
+    scores: Tensor,
+    pattern: str | Pattern = "unstructured",
+    sparsity: float | None = None,
+    scope: str = "row",
+) -> Tensor:
+    """Choose the weights to keep: exact counts, lowest scores go, among equals the lowest index goes.
+
+    Args:
+        scores: [out, in], any floating dtype, finite.
+        pattern: "n:m" keeps exactly n of each m consecutive inputs; "unstructured" prunes exactly
+            int(n * sparsity) of the n entries of each unit.
+        sparsity: fraction of zeros in [0, 1]; required for "unstructured", implied by "n:m".
+        scope: the unit of "unstructured": "row" (each output's inputs) or "layer" (the whole matrix).
+
+    Returns:
+        keep mask, bool [out, in].
+
+    Raises:
+        ValueError: bad arguments, or (on the CPU) a score that is not finite.
+
+    """
+    _check_matrix("select", "scores", scores)
+    name = _check_selection("select", scores.shape[1], pattern, sparsity, scope)
+    return _select(scores.detach(), name, sparsity, scope)
+
+
+def wanda_mask(
+    weight: Tensor,
+    column_norm: Tensor,
+    pattern: str | Pattern = "2:4",
+    sparsity: float | None = None,
+    scope: str = "row",
+) -> Tensor:
+    """Score and select in one go: equal to ``select(wanda_scores(weight, column_norm), ...)`` bit for bit.
+
+    Arguments, result and refusals are those of `wanda_scores` and `select`.
+    """
+    _check_scored("wanda_mask", weight, column_norm)
+    name = _check_selection("wanda_mask", weight.shape[1], pattern, sparsity, scope)
+    return _wanda_mask(weight.detach(), column_norm.detach(), name, sparsity, scope)
+
+
+def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Prune to 2:4 by Wanda's score and pack: ``pack24`` of the weight with its Wanda mask applied.
+
+    Args:
+        weight: [out, in], any floating dtype, in divisible by 4.
+        column_norm: [in], any floating dtype.
+
+    Returns:
+        ``(values, meta)`` as of `pack24`.
+
+    Raises:
+        ValueError: bad arguments, or (on the CPU) a score that is not finite.
+
+    """
+    _check_scored("wanda_pack24", weight, column_norm)
+    _check_groups("wanda_pack24", weight)
+    return _wanda_pack24(weight.detach(), column_norm.detach())
+
+
+def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack a weight that has at most two non-zeros in every four consecutive inputs.
+
+    A group with fewer is filled with its first zeros, so that two are always stored; a stored zero is
+    +0.0. Differentiable in `weight`.
+
+    Args:
+        weight: [out, in], any floating dtype, in divisible by 4.
+
+    Returns:
+        values [out, in/2] in the weight's dtype and meta uint8 [out, ceil(in/8)]: 4 bits a group (two
+        2-bit indices, low first, ascending), two groups a byte, low nibble first.
+
+    Raises:
+        ValueError: bad arguments, or a weight that is not 2:4; the first bad row and group are named.
+
+    """
+    _check_matrix("pack24", "weight", weight)
+    _check_groups("pack24", weight)
+    return _pack24(weight)
+
+
+def unpack24(values: Tensor, meta: Tensor) -> Tensor:
+    """Write a packed weight out as dense [out, in] with zeros: the inverse of `pack24`, bit for bit.
+
+    Differentiable in `values`.
+    """
+    _check_packed("unpack24", values, meta)
+    return _unpack24(values, meta)
+
+
+def linear24(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """``act(x @ W.T + bias)`` with W packed 2:4; differentiable in x, values and bias.
+
+    Args:
+        x: [..., in], any number of leading dimensions.
+        values: [out, in/2], x's dtype (float32, bfloat16, float16; float64 through PyTorch only).
+        meta: uint8 [out, ceil(in/8)], as `pack24` makes it.
+        bias: [out] of x's dtype, or None.
+        activation: None, "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x)).
+        backend: "auto", or one of `backends()`.
+
+    Returns:
+        [..., out] of x's dtype.
+
+    """
+    _check_packed("linear24", values, meta)
+    rows, half = values.shape
+    if x.dtype != values.dtype:
+        raise ValueError(f"linear24: expected values of dtype {_name(x)} as x has, got {_name(values)}")
+    if x.dim() < 1 or x.shape[-1] != 2 * half:
+        raise ValueError(
+            f"linear24: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
+            f"got {tuple(x.shape)}"
+        )
+    if x.device != values.device:
+        _check_device("linear24", "values", values, "x", x)
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,) or bias.device != x.device):
+        raise ValueError(
+            f"linear24: expected bias of shape {(rows,)}, dtype {_name(x)} on {x.device}, "
+            f"got {tuple(bias.shape)}, {_name(bias)} on {bias.device}"
+        )
+    if activation is not None:
+        check_activation("linear24", activation)
+    if backend != "auto":
+        check_backend(backend)
+        if (reason := why_not(backend, "linear24", dtype=x.dtype, device=x.device)) is not None:
+            raise ValueError(f'linear24: backend "{backend}" was asked for, but {reason}')
+    return _linear24(x, values, meta, bias, activation, backend)
+
+
+def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
+    """Softmax attention of every head, from the packed projection to the input of the output projection.
+
+    Args:
+        qkv: [B, S, 3*H*d], ordered q, k, v, heads outermost in each; any floating dtype.
+        num_heads: H.
+        causal: whether a token sees only itself and those before it.
+        scale: of the products q.k; None means 1/sqrt(d).
+
+    Returns:
+        [B, S, H*d]; differentiable.
+
+    """
+    _check_float("head_attention", "qkv", qkv)
+    if qkv.dim() != 3:
+        raise ValueError(f"head_attention: expected qkv of shape [B, S, 3*H*d], got {tuple(qkv.shape)}")
+    if num_heads < 1 or qkv.shape[2] == 0 or qkv.shape[2] % (3 * num_heads):
+        raise ValueError(
+            f"head_attention: expected num_heads such that qkv's width {qkv.shape[2]} is a positive "
+            f"multiple of 3*num_heads, got {num_heads}"
+        )
+    return _head_attention(qkv, num_heads, causal, scale)
+
+
+def check_activation(op: str, activation: str | None) -> None:
+    """Refuse an activation other than None, "gelu" and "quick_gelu"."""
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f'{op}: expected activation None, "gelu" or "quick_gelu", got {activation!r}')
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype)[6:]
+
+
+def _check_float(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise ValueError(
+            f"{op}: expected {name} of dtype float32, bfloat16, float16 or float64, got {_name(tensor)}"
+        )
+
+
+def _check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{op}: expected {name} on {like.device} as {like_name} is, got {tensor.device}")
+
+
+def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
+    _check_float(op, name, tensor)
+    if tensor.dim() != 2:
+        raise ValueError(f"{op}: expected {name} of shape [out, in], got {tuple(tensor.shape)}")
+
+
+def _check_groups(op: str, weight: Tensor) -> None:
+    if weight.shape[1] % 4:
+        raise ValueError(f"{op}: expected in_features divisible by 4, got {weight.shape[1]}")
+
+
+def _check_scored(op: str, weight: Tensor, column_norm: Tensor) -> None:
+    _check_matrix(op, "weight", weight)
+    _check_float(op, "column_norm", column_norm)
+    _check_device(op, "column_norm", column_norm, "weight", weight)
+    if column_norm.shape != (weight.shape[1],):
+        raise ValueError(
+            f"{op}: expected column_norm of shape {(weight.shape[1],)} for weight of shape "
+            f"{tuple(weight.shape)}, got {tuple(column_norm.shape)}"
+        )
+
+
+def _check_selection(
+    op: str, in_features: int, pattern: str | Pattern, sparsity: float | None, scope: str
+) -> str:
+    kind = Pattern.parse(pattern)
+    kind.resolve_sparsity(sparsity)
+    kind.check_inputs(in_features, op)
+    if scope not in _SCOPES:
+        raise ValueError(f'{op}: expected scope "row" or "layer", got {scope!r}')
+    return kind.name
+
+
+def _check_packed(op: str, values: Tensor, meta: Tensor) -> None:
+    if values.dtype not in _FLOATS:
+        _check_float(op, "values", values)
+    if values.dim() != 2 or values.shape[1] % 2:
+        raise ValueError(
+            f"{op}: expected values of shape [out, in/2] with in divisible by 4, got {tuple(values.shape)}"
+        )
+    if meta.dtype is not torch.uint8:
+        raise ValueError(f"{op}: expected meta of dtype uint8, got {_name(meta)}")
+    rows, half = values.shape
+    if meta.shape != (rows, (half + 3) // 4):
+        raise ValueError(
+            f"{op}: expected meta of shape {(rows, (half + 3) // 4)} for values of shape {(rows, half)}, "
+            f"got {tuple(meta.shape)}"
+        )
+    if meta.device != values.device:
+        _check_device(op, "meta", meta, "values", values)
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    if len(shape) > len(target):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))

@@ -1,0 +1,117 @@
+"""The operators' schemas in `torch.ops.vlprune`, and what is registered for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd, native, reference
+
+__all__ = ["LIBRARY"]
+
+# `Library.define`, not `custom_op`: the latter costs twice as much a call.
+LIBRARY: Any = torch.library.Library("vlprune", "DEF")  # type: ignore[no-untyped-call]
+
+_SCHEMAS = (
+    "column_sumsq(Tensor x, Tensor? token_weight=None) -> Tensor",
+    "wanda_scores(Tensor weight, Tensor column_norm) -> Tensor",
+    'select(Tensor scores, str pattern="unstructured", float? sparsity=None, str scope="row") -> Tensor',
+    "wanda_mask(Tensor weight, Tensor column_norm, "
+    'str pattern="2:4", float? sparsity=None, str scope="row") -> Tensor',
+    "wanda_pack24(Tensor weight, Tensor column_norm) -> (Tensor values, Tensor meta)",
+    "pack24(Tensor weight) -> (Tensor values, Tensor meta)",
+    "unpack24(Tensor values, Tensor meta) -> Tensor",
+    "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
+    'str? activation=None, str backend="auto") -> Tensor',
+    "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
+)
+
+
+def _linear24_anywhere(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    if backend not in ("auto", "torch"):
+        raise ValueError(f'linear24: backend "{backend}" takes no tensors on {x.device.type}')
+    return reference.linear24(x, values, meta, bias, activation)
+
+
+def _fake_column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    return x.new_empty(x.shape[-1], dtype=torch.float32)
+
+
+def _fake_scores(weight: Tensor, column_norm: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape, dtype=torch.float32)
+
+
+def _fake_select(
+    scores: Tensor, pattern: str = "unstructured", sparsity: float | None = None, scope: str = "row"
+) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+def _fake_mask(
+    weight: Tensor,
+    column_norm: Tensor,
+    pattern: str = "2:4",
+    sparsity: float | None = None,
+    scope: str = "row",
+) -> Tensor:
+    return weight.new_empty(weight.shape, dtype=torch.bool)
+
+
+def _fake_pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows, cols = weight.shape
+    return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
+
+
+def _fake_wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake_pack24(weight)
+
+
+def _fake_unpack24(values: Tensor, meta: Tensor) -> Tensor:
+    return values.new_empty(values.shape[0], values.shape[1] * 2)
+
+
+def _fake_linear24(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])
+
+
+def _register(
+    op: str, anywhere: Callable[..., Any], fake: Callable[..., Any], cpu: Callable[..., Any] | None = None
+) -> None:
+    LIBRARY.impl(op, anywhere, "CompositeExplicitAutograd")
+    if cpu is not None:
+        LIBRARY.impl(op, cpu, "CPU")
+    torch.library.register_fake(f"vlprune::{op}", fake, lib=LIBRARY)
+
+
+for _schema in _SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+_register("column_sumsq", reference.column_sumsq, _fake_column_sumsq, native.column_sumsq)
+_register("wanda_scores", reference.wanda_scores, _fake_scores)
+_register("select", reference.select, _fake_select)
+_register("wanda_mask", reference.wanda_mask, _fake_mask, native.wanda_mask)
+_register("wanda_pack24", reference.wanda_pack24, _fake_wanda_pack24, native.wanda_pack24)
+_register("pack24", reference.pack24, _fake_pack24, native.pack24)
+_register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
+_register("linear24", _linear24_anywhere, _fake_linear24, native.linear24)
+# Made of differentiable, traceable operators only, so that its gradient and its fake are theirs.
+LIBRARY.impl("head_attention", reference.head_attention, "CompositeImplicitAutograd")
+
+autograd.register(LIBRARY)

@@ -1,0 +1,144 @@
+"""The operators on CPU tensors through the C++ extension, where it can, else through the reference.
+
+The extension takes pointers: what it reads is made contiguous here, and every output is made here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._threads import thread_count
+from .backend import extension, runs_natively
+from .prepared import ACTIVATION_CODE, DTYPE_CODE, best_isa, prepared24
+
+__all__ = ["column_sumsq", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
+
+
+def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    """See `reference.column_sumsq`."""
+    if not runs_natively("column_sumsq", x.dtype):
+        return reference.column_sumsq(x, token_weight)
+    rows = _rows(x)
+    weight = None if token_weight is None else token_weight.float().expand(x.shape[:-1]).contiguous()
+    out = torch.empty(x.shape[-1], dtype=torch.float32)
+    extension().column_sumsq(
+        rows.data_ptr(), DTYPE_CODE[x.dtype], rows.shape[0], rows.shape[1], rows.stride(0),
+        _pointer(weight), out.data_ptr(), thread_count(), best_isa(),
+    )  # fmt: skip
+    return out
+
+
+def wanda_mask(
+    weight: Tensor,
+    column_norm: Tensor,
+    pattern: str = "2:4",
+    sparsity: float | None = None,
+    scope: str = "row",
+) -> Tensor:
+    """See `reference.wanda_mask`."""
+    if not runs_natively("wanda_mask", weight.dtype):
+        return reference.wanda_mask(weight, column_norm, pattern, sparsity, scope)
+    rows, cols = weight.shape
+    unit, prune = reference.prune_counts(weight.shape, pattern, sparsity, scope)
+    group = unit if pattern != "unstructured" or scope == "row" else 0
+    weight, norm = weight.contiguous(), column_norm.float().contiguous()
+    keep = torch.empty(rows, cols, dtype=torch.bool)
+    bad = extension().wanda_mask(
+        weight.data_ptr(), DTYPE_CODE[weight.dtype], rows, cols, norm.data_ptr(), group, prune,
+        keep.data_ptr(), thread_count(), best_isa(),
+    )  # fmt: skip
+    _refuse_not_finite("wanda_mask", bad, weight, norm)
+    return keep
+
+
+def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.wanda_pack24`."""
+    if not runs_natively("wanda_pack24", weight.dtype):
+        return reference.wanda_pack24(weight, column_norm)
+    rows, cols = weight.shape
+    weight, norm = weight.contiguous(), column_norm.float().contiguous()
+    values, meta = _empty_packed(weight)
+    bad = extension().wanda_pack24(
+        weight.data_ptr(), DTYPE_CODE[weight.dtype], rows, cols, norm.data_ptr(),
+        values.data_ptr(), meta.data_ptr(), thread_count(), best_isa(),
+    )  # fmt: skip
+    _refuse_not_finite("wanda_pack24", bad, weight, norm)
+    return values, meta
+
+
+def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.pack24`."""
+    if not runs_natively("pack24", weight.dtype):
+        return reference.pack24(weight)
+    rows, cols = weight.shape
+    weight = weight.contiguous()
+    values, meta = _empty_packed(weight)
+    bad = extension().pack24(
+        weight.data_ptr(), DTYPE_CODE[weight.dtype], rows, cols, values.data_ptr(), meta.data_ptr(),
+        thread_count(), best_isa(),
+    )  # fmt: skip
+    if bad >= 0:
+        row, group = divmod(bad, cols // 4)
+        entries = weight[row, 4 * group : 4 * group + 4].tolist()
+        raise ValueError(reference.not_24_message(row, group, entries))
+    return values, meta
+
+
+def unpack24(values: Tensor, meta: Tensor) -> Tensor:
+    """See `reference.unpack24`."""
+    if not runs_natively("unpack24", values.dtype):
+        return reference.unpack24(values, meta)
+    rows, cols = values.shape[0], 2 * values.shape[1]
+    values, meta = values.contiguous(), meta.contiguous()
+    weight = torch.empty(rows, cols, dtype=values.dtype)
+    extension().unpack24(
+        values.data_ptr(), meta.data_ptr(), DTYPE_CODE[values.dtype], rows, cols, weight.data_ptr(),
+        thread_count(), best_isa(),
+    )  # fmt: skip
+    return weight
+
+
+def linear24(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """See `reference.linear24`."""
+    if not runs_natively("linear24", x.dtype, backend):
+        return reference.linear24(x, values, meta, bias, activation)
+    weight = prepared24(values, meta)
+    rows = _rows(x)
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty(rows.shape[0], values.shape[0], dtype=x.dtype)
+    extension().linear24(
+        rows.data_ptr(), rows.stride(0), weight.pointer, _pointer(bias), DTYPE_CODE[x.dtype],
+        rows.shape[0], values.shape[0], rows.shape[1], ACTIVATION_CODE[activation], y.data_ptr(),
+        thread_count(), best_isa(),
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], values.shape[0])
+
+
+def _rows(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _empty_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows, cols = weight.shape
+    return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
+
+
+def _refuse_not_finite(op: str, bad: int, weight: Tensor, norm: Tensor) -> None:
+    if bad >= 0:
+        row, column = divmod(bad, weight.shape[1])
+        score = float(weight[row, column].abs().float() * norm[column])
+        raise ValueError(reference.not_finite_message(op, row, column, score))

@@ -1,0 +1,181 @@
+"""The operators in plain PyTorch: their definition of truth, and what runs where nothing faster does.
+
+Arguments have been validated by `vlprune.ops.functional`; the only refusals here are those that need
+the data itself (a weight that is not 2:4, a score that is not finite). The defaults repeat those of the
+schemas in `library`, because the dispatcher leaves out what equals them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..patterns import Pattern
+
+__all__ = [
+    "activate",
+    "column_sumsq",
+    "head_attention",
+    "linear24",
+    "not_finite_message",
+    "pack24",
+    "prune_counts",
+    "select",
+    "take24",
+    "unpack24",
+    "wanda_mask",
+    "wanda_pack24",
+    "wanda_scores",
+]
+
+# Rows summed at once: bounds the float32 copy, and keeps every partial sum short enough to stay exact
+# to a few units in the last place over millions of rows.
+_ROWS = 4096
+
+
+def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    """Float32 [in]: sum over the leading dimensions of token_weight * x^2."""
+    rows = x.reshape(-1, x.shape[-1])
+    weight = None if token_weight is None else token_weight.float().expand(x.shape[:-1]).reshape(-1, 1)
+    parts = [x.new_zeros(x.shape[-1], dtype=torch.float32)]
+    for start in range(0, rows.shape[0], _ROWS):
+        squares = rows[start : start + _ROWS].float().square()
+        parts.append((squares if weight is None else squares * weight[start : start + _ROWS]).sum(0))
+    return torch.stack(parts).sum(0)
+
+
+def wanda_scores(weight: Tensor, column_norm: Tensor) -> Tensor:
+    """Float32 [out, in]: |weight| * column_norm, both taken to float32 first."""
+    return (weight.abs().float() * column_norm.float()).contiguous()
+
+
+def prune_counts(shape: torch.Size, pattern: str, sparsity: float | None, scope: str) -> tuple[int, int]:
+    """Give ``(unit, prune)``: the entries compared with each other, and how many of them go."""
+    rows, cols = shape
+    kind = Pattern.parse(pattern)
+    if kind.n is not None and kind.m is not None:
+        return kind.m, kind.m - kind.n
+    unit = cols if scope == "row" else rows * cols
+    return unit, int(unit * kind.resolve_sparsity(sparsity))
+
+
+def select(
+    scores: Tensor, pattern: str = "unstructured", sparsity: float | None = None, scope: str = "row"
+) -> Tensor:
+    """Keep mask: the lowest scores of each unit go, and among equals those of the lowest index."""
+    _check_finite("select", scores)
+    unit, prune = prune_counts(scores.shape, pattern, sparsity, scope)
+    keep = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    if scores.numel() and prune:
+        # + 0.0 makes -0.0 and 0.0 one value whatever the sort compares.
+        order = (scores + 0.0).reshape(-1, unit).argsort(dim=1, stable=True)
+        keep.view(-1, unit).scatter_(1, order[:, :prune], False)
+    return keep
+
+
+def wanda_mask(
+    weight: Tensor,
+    column_norm: Tensor,
+    pattern: str = "2:4",
+    sparsity: float | None = None,
+    scope: str = "row",
+) -> Tensor:
+    """Keep mask of the Wanda scores."""
+    scores = wanda_scores(weight, column_norm)
+    _check_finite("wanda_mask", scores)
+    return select(scores, pattern, sparsity, scope)
+
+
+def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed form of the weight with its Wanda 2:4 mask applied."""
+    scores = wanda_scores(weight, column_norm)
+    _check_finite("wanda_pack24", scores)
+    return pack24(weight.masked_fill(~select(scores, "2:4", None, "row"), 0))
+
+
+def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``(values, meta)``; groups with fewer than two non-zeros are filled with their first zeros."""
+    rows, cols = weight.shape
+    groups = weight.reshape(rows, cols // 4, 4)
+    nonzero = groups != 0
+    crowded = nonzero.sum(-1) > 2
+    if bool(crowded.any()):
+        row, group = (int(i) for i in crowded.nonzero()[0])
+        raise ValueError(not_24_message(row, group, weight[row, 4 * group : 4 * group + 4].tolist()))
+    # Non-zeros first, then zeros, each by index; the first two are the entries to store.
+    index = (~nonzero).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(dim=-1).values
+    # A stored zero is +0.0: -0.0 means "not kept", so its sign must not survive.
+    values = groups.gather(-1, index).reshape(rows, cols // 2)
+    values = values.masked_fill(values == 0, 0)
+    nibbles = (index[..., 0] | (index[..., 1] << 2)).to(torch.uint8)
+    if nibbles.shape[1] % 2:
+        nibbles = F.pad(nibbles, (0, 1))
+    meta = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+    return values, meta
+
+
+def unpack24(values: Tensor, meta: Tensor) -> Tensor:
+    """Dense [out, in] with zeros."""
+    rows, half = values.shape
+    weight = values.new_zeros(rows, half // 2, 4)
+    weight.scatter_(-1, _indices(meta, half // 2), values.reshape(rows, half // 2, 2))
+    return weight.reshape(rows, 2 * half)
+
+
+def take24(weight: Tensor, meta: Tensor) -> Tensor:
+    """Gather the [out, in/2] entries of a dense [out, in] at the places that `meta` names."""
+    rows, cols = weight.shape
+    taken = weight.reshape(rows, cols // 4, 4).gather(-1, _indices(meta, cols // 4))
+    return taken.reshape(rows, cols // 2)
+
+
+def linear24(
+    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """``act(x W^T + bias)`` through the dense weight."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = activate(F.linear(rows, unpack24(values, meta), bias), activation)
+    return y.reshape(*x.shape[:-1], values.shape[0])
+
+
+def activate(z: Tensor, activation: str | None) -> Tensor:
+    """None, "gelu" (exact, with erf) or "quick_gelu" (z * sigmoid(1.702 z))."""
+    if activation is None:
+        return z
+    return F.gelu(z) if activation == "gelu" else z * torch.sigmoid(1.702 * z)
+
+
+def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
+    """Softmax attention of every head, straight from the packed projection."""
+    batch, length, width = qkv.shape
+    head_dim = width // (3 * num_heads)
+    split = qkv.reshape(batch, length, 3, num_heads, head_dim)
+    q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    return out.transpose(1, 2).reshape(batch, length, num_heads * head_dim)
+
+
+def not_24_message(row: int, group: int, entries: list[float]) -> str:
+    """Say what `pack24` says of the first group that does not fit."""
+    return (
+        f"pack24: expected at most 2 non-zeros in every 4 consecutive inputs, "
+        f"got {entries} in row {row}, group {group} (inputs {4 * group} to {4 * group + 3})"
+    )
+
+
+def not_finite_message(op: str, row: int, column: int, score: float) -> str:
+    """Say what the selecting operators say of the first score that cannot be ranked."""
+    return f"{op}: expected finite scores, got {score} at row {row}, column {column}"
+
+
+def _check_finite(op: str, scores: Tensor) -> None:
+    # Only on the CPU: elsewhere the test would stop the host for the device.
+    if scores.device.type == "cpu" and not bool(scores.isfinite().all()):
+        row, column = (int(i) for i in scores.isfinite().logical_not().nonzero()[0])
+        raise ValueError(not_finite_message(op, row, column, float(scores[row, column])))
+
+
+def _indices(meta: Tensor, groups: int) -> Tensor:
+    nibbles = torch.stack((meta & 15, meta >> 4), dim=-1).flatten(1)[:, :groups]
+    return torch.stack((nibbles & 3, nibbles >> 2), dim=-1).long()
