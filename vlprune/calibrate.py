@@ -154,10 +154,10 @@ def _answer_from_cache(
     One output is kept for each stack of blocks (a tower, or a list of cross-attentions), whose shapes
     may differ: what an older block returns only has to fit, since its successor ignores it.
     """
+    *_, newest = [None, *done]
     for name, block in done.items():
         key = (name.rpartition(".")[0], batch)
-        is_newest = name == next(reversed(done))
-        forward = _renewing(block.forward, cached, key) if is_newest else _returning(cached, key)
+        forward = _renewing(block.forward, cached, key) if name == newest else _returning(cached, key)
         stack.enter_context(_forward(block, forward))
 
 

@@ -48,6 +48,6 @@ def _made_up(model: nn.Module, batch: int) -> tuple[Tensor, Tensor]:
         raise ValueError("example: this model does not tell its image size; give images or (images, texts)")
     height, width = size if isinstance(size, tuple | list) else (size, size)
     text = getattr(model, "text", model)
-    length = int(getattr(text, "context_length", None) or getattr(model, "context_length", 77))
+    length: int = getattr(text, "context_length", None) or getattr(model, "context_length", None) or 77
     words = next(m for m in text.modules() if isinstance(m, nn.Embedding)).num_embeddings
-    return torch.randn(batch, 3, height, width), torch.randint(1, words, (batch, length))  # type: ignore[call-overload]
+    return torch.randn(batch, 3, height, width), torch.randint(1, words, (batch, length))

@@ -101,12 +101,13 @@ def _wall_seconds(run: Callable[[], object]) -> float:
 
 
 def _cuda_seconds(run: Callable[[], object]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end)) / 1e3
 
 
 # Largest error allowed relative to the root mean square of the reference. The sums run over up to

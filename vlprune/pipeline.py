@@ -146,7 +146,8 @@ def _fingerprint(model: nn.Module, configs: Sequence[PruneConfig], options: RunO
 def _evaluate(model: nn.Module, data: Any, options: RunOptions, say: Say, name: str) -> dict[str, Any]:
     metrics: Metrics = evaluate(model, data.subset(options.limit))
     say(f"{name}: {metrics}")
-    return metrics.to_dict()
+    result: dict[str, Any] = metrics.to_dict()
+    return result
 
 
 def _variant(

@@ -108,7 +108,7 @@ def prune_(
         report = tuple(_report(name, layer) for name, layer in layers.items())
     except BaseException:
         for name, weight in saved.items():
-            model.get_submodule(name).weight.data.copy_(weight)  # type: ignore[operator, union-attr]
+            model.get_submodule(name).weight.data.copy_(weight)  # type: ignore[operator]
         raise
     finally:
         model.train(training)

@@ -110,14 +110,11 @@ def _data(command: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
-    many = {"nargs": "+"} if several else {}
-    command.add_argument("--method", **many, help="magnitude, wanda (default: wanda)")  # type: ignore[arg-type]
-    command.add_argument("--pattern", **many, help='"2:4", any n:m, or unstructured (default: 2:4)')  # type: ignore[arg-type]
+    many = "+" if several else None
+    command.add_argument("--method", nargs=many, help="magnitude, wanda (default: wanda)")
+    command.add_argument("--pattern", nargs=many, help='"2:4", any n:m, or unstructured (default: 2:4)')
     command.add_argument(
-        "--sparsity",
-        type=float,
-        **many,
-        help="fraction of zeros of the unstructured pattern",  # type: ignore[arg-type]
+        "--sparsity", nargs=many, type=float, help="fraction of zeros of the unstructured pattern"
     )
     command.add_argument("--scope", choices=("row", "layer"), default="row", help="(default: row)")
     command.add_argument("--activations", choices=("sequential", "dense"), default="sequential")

@@ -88,7 +88,7 @@ class Linear24(nn.Module):
         values, meta = ops.pack24(weight)
         packed.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
         packed.meta = meta
-        packed.bias = linear.bias
+        packed.register_parameter("bias", linear.bias)
         packed.train(linear.training)
         ops.prepare24(values, meta)
         return packed
@@ -99,7 +99,7 @@ class Linear24(nn.Module):
             self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.values.dtype
         )
         linear.weight = nn.Parameter(self.weight.detach(), requires_grad=self.values.requires_grad)
-        linear.bias = self.bias
+        linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
     @property
