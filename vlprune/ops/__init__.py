@@ -16,6 +16,7 @@ from .functional import (
     wanda_pack24,
     wanda_scores,
 )
+from .isa import cpu_isa
 from .prepared import prepare24
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "check_activation",
     "check_backend",
     "column_sumsq",
+    "cpu_isa",
     "head_attention",
     "linear24",
     "pack24",

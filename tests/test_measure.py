@@ -1,0 +1,78 @@
+"""The timing harness: order, counts, statistics, and the gate before it."""
+
+import time
+
+import pytest
+import torch
+
+from vlprune import measure
+
+
+def test_candidates_are_interleaved():
+    calls = []
+    measure.compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, warmup=2, rounds=7)
+    assert calls == ["a", "b"] * 9
+
+
+def test_a_known_ratio_is_found():
+    times = measure.compare(
+        {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.005)}, warmup=1, rounds=8
+    )
+    ratio = times["slow"].median / times["fast"].median
+    assert 3.0 < ratio < 5.0  # 4, less what a sleep oversleeps
+    assert times["slow"].samples == 8
+    assert times["slow"].p20 <= times["slow"].median <= times["slow"].p80
+
+
+def test_budget_cuts_rounds_but_leaves_five():
+    times = measure.compare({"a": lambda: time.sleep(0.01)}, warmup=0, rounds=500, max_seconds=0.0)
+    assert times["a"].samples == 5
+
+
+def test_percentiles_of_known_samples():
+    timing = measure.Timing.of([float(i) for i in range(10, -1, -1)])
+    assert (timing.median, timing.p20, timing.p80, timing.samples) == (5.0, 2.0, 8.0, 11)
+
+
+def test_cold_runs_flush_before_each_call(monkeypatch):
+    monkeypatch.setattr(measure, "_FLUSH_BYTES", 16)
+    flushed = []
+    original = torch.Tensor.add_
+    monkeypatch.setattr(torch.Tensor, "add_", lambda t, v: flushed.append(1) or original(t, v))
+    measure.compare({"a": lambda: None, "b": lambda: None}, warmup=1, rounds=5, cold=True)
+    assert len(flushed) == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gate_lets_the_dtypes_own_rounding_pass(dtype):
+    x, w = torch.randn(40, 512).to(dtype), torch.randn(300, 512).to(dtype)
+    measure.check_close("product", x @ w.T, x.double() @ w.double().T)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda y: y + 0.2 * y.std(), "largest error"),
+        (lambda y: torch.full_like(y, float("nan")), "not finite"),
+        (lambda y: y[1:], "expected shape"),
+    ],
+    ids=["off", "nan", "shape"],
+)
+def test_gate_stops_a_wrong_result(spoil, message):
+    y = torch.randn(20, 30)
+    with pytest.raises(ValueError, match=f"product: .*{message}"):
+        measure.check_close("product", spoil(y), y)
+
+
+def test_machine_info_names_everything_a_number_needs():
+    info = measure.machine_info()
+    assert info["torch"] == torch.__version__
+    assert info["threads"] == torch.get_num_threads()
+    assert info["cpu"]
+    assert info["isa"]
+
+
+@pytest.mark.parametrize("kwargs", [{"candidates": {}}, {"candidates": {"a": print}, "rounds": 0}])
+def test_bad_arguments(kwargs):
+    with pytest.raises(ValueError, match="compare: expected"):
+        measure.compare(**kwargs)

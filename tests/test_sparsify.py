@@ -1,0 +1,213 @@
+"""sparsify_: same outputs through packed layers, dense kept where it is not slower."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import vlprune
+from vlprune import MagnitudeConfig, measure
+from vlprune.measure import Timing
+from vlprune.nn import Linear24
+
+
+def outputs(model, batches):
+    with torch.no_grad():
+        return [model(images, texts)[:2] for images, texts in batches]
+
+
+def assert_same(after, before):
+    for pair, reference in zip(after, before, strict=True):
+        for a, b in zip(pair, reference, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+
+
+def pretend(monkeypatch, dense, sparse):
+    """Replace the clock by fixed times; the candidates still run."""
+
+    def compare(candidates, **_):
+        for run in candidates.values():
+            run()
+        return {name: Timing(t, t, t, 1) for name, t in zip(candidates, (dense, sparse), strict=True)}
+
+    monkeypatch.setattr(measure, "compare", compare)
+
+
+def test_outputs_equal_the_masked_dense_model(clip, batches):
+    vlprune.prune_(clip, MagnitudeConfig())
+    before = outputs(clip, batches)
+    report = vlprune.sparsify_(clip, only_if_faster=False)
+    assert report.packed == len(report.layers) == 5 * 4
+    assert sum(isinstance(m, Linear24) for m in clip.modules()) == 20
+    assert_same(outputs(clip, batches), before)
+
+
+def test_activation_moves_into_the_epilogue(clip):
+    vlprune.prune_(clip, MagnitudeConfig())
+    vlprune.sparsify_(clip, only_if_faster=False)
+    mlp = clip.visual.transformer.resblocks[0].mlp
+    assert (mlp.c_fc.activation, mlp.c_proj.activation) == ("gelu", None)
+    assert isinstance(mlp.gelu, nn.Identity)
+
+
+def test_quick_gelu_is_recognized():
+    from open_clip.transformer import QuickGELU
+
+    mlp = nn.Sequential()
+    mlp.add_module("c_fc", nn.Linear(8, 8))
+    mlp.add_module("gelu", QuickGELU())
+    assert vlprune.fusion.find_activation(nn.ModuleDict({"mlp": mlp}), "mlp.c_fc").kind == "quick_gelu"
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(approximate="tanh"), nn.ReLU()], ids=["tanh gelu", "relu"])
+def test_other_activations_stay_outside(activation):
+    holder = nn.Sequential(nn.Linear(8, 8), activation)
+    assert vlprune.fusion.find_activation(nn.ModuleDict({"mlp": holder}), "mlp.0") is None
+
+
+@pytest.mark.parametrize(
+    "dense, sparse, packed", [(2.0, 1.0, 20), (1.0, 2.0, 0), (1.0, 0.99, 0)], ids=["faster", "slower", "tie"]
+)
+def test_dense_wins_ties(clip, batches, monkeypatch, dense, sparse, packed):
+    vlprune.prune_(clip, MagnitudeConfig())
+    modules = [(n, type(m)) for n, m in clip.named_modules()]
+    before = outputs(clip, batches)
+    pretend(monkeypatch, dense, sparse)
+    report = vlprune.sparsify_(clip, example=3)
+    assert report.packed == packed
+    assert_same(outputs(clip, batches), before)
+    if not packed:
+        assert [(n, type(m)) for n, m in clip.named_modules()] == modules
+        assert {layer.reason for layer in report.layers} == {"not faster than dense here"}
+
+
+def test_measured_at_the_examples_shapes(clip, monkeypatch):
+    vlprune.prune_(clip, MagnitudeConfig())
+    pretend(monkeypatch, 2.0, 1.0)
+    report = vlprune.sparsify_(clip, example=(torch.randn(5, 3, 32, 32), torch.randint(1, 50, (5, 12))))
+    tokens = {layer.name.split(".")[0]: layer.tokens for layer in report.layers}
+    assert tokens == {"visual": 5 * 17, "transformer": 5 * 12}
+
+
+def test_images_alone_leave_the_text_tower_dense(clip, monkeypatch):
+    vlprune.prune_(clip, MagnitudeConfig())
+    pretend(monkeypatch, 2.0, 1.0)
+    report = vlprune.sparsify_(clip, example=torch.randn(2, 3, 32, 32))
+    assert report.packed == 3 * 4
+    assert {layer.reason for layer in report.layers if not layer.packed} == {"the example does not reach it"}
+
+
+def test_a_really_measured_run_reports_what_it_did(clip, batches):
+    vlprune.prune_(clip, MagnitudeConfig())
+    before = outputs(clip, batches)
+    report = vlprune.sparsify_(clip)
+    for layer in report.layers:
+        assert layer.dense > 0
+        assert layer.sparse > 0
+        assert layer.packed == isinstance(clip.get_submodule(layer.name), Linear24) == (layer.speedup > 1.03)
+    assert_same(outputs(clip, batches), before)
+
+
+def test_only_24_layers_are_touched(clip):
+    vlprune.prune_(clip, MagnitudeConfig(pattern="unstructured", sparsity=0.5))
+    modules = [(n, type(m)) for n, m in clip.named_modules()]
+    report = vlprune.sparsify_(clip, only_if_faster=False)
+    assert report.layers == ()
+    assert [(n, type(m)) for n, m in clip.named_modules()] == modules
+
+
+def test_filter_fn(clip):
+    vlprune.prune_(clip, MagnitudeConfig())
+    vlprune.sparsify_(clip, only_if_faster=False, filter_fn=lambda module, name: name.endswith("c_proj"))
+    packed = [n for n, m in clip.named_modules() if isinstance(m, Linear24)]
+    assert len(packed) == 5
+    assert all(name.endswith("mlp.c_proj") for name in packed)
+    assert isinstance(clip.visual.transformer.resblocks[0].attn, nn.MultiheadAttention)
+
+
+def test_wrong_result_is_never_swapped_in(clip, monkeypatch):
+    vlprune.prune_(clip, MagnitudeConfig())
+    monkeypatch.setattr(Linear24, "forward", lambda self, x: F.linear(x, self.weight, self.bias) + 0.5)
+    with pytest.raises(ValueError, match=r"attn\.qkv: largest error"):
+        vlprune.sparsify_(clip)
+
+
+def test_masks_survive_packing(clip):
+    vlprune.prune_(clip, MagnitudeConfig())
+    dense = vlprune.masks(clip)
+    vlprune.sparsify_(clip, only_if_faster=False)
+    packed = vlprune.masks(clip)
+    for name, keep in dense.items():
+        renamed = name.replace("in_proj_weight", "qkv.weight")
+        assert torch.equal(packed[renamed], keep)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "fast"])
+def test_unknown_backend(clip, backend):
+    with pytest.raises(ValueError, match=f"backend: expected one of auto, .*got '{backend}'"):
+        vlprune.sparsify_(clip, backend=backend)
+
+
+def test_linear24_round_trip_is_bit_exact():
+    linear = nn.Linear(20, 7)
+    with torch.no_grad():
+        linear.weight.masked_fill_(~vlprune.ops.select(linear.weight.abs(), "2:4"), 0.0)
+    packed = Linear24.from_linear(linear)
+    assert torch.equal(packed.to_linear().weight, linear.weight)
+    assert packed.to_linear().bias is linear.bias
+    x = torch.randn(3, 5, 20)
+    torch.testing.assert_close(packed(x), linear(x))
+
+
+def test_empty_linear24_is_a_valid_packed_layer():
+    layer = Linear24(12, 3)
+    assert torch.equal(layer.weight, torch.zeros(3, 12))
+    assert torch.equal(layer(torch.randn(2, 12)), torch.zeros(2, 3))
+
+
+def test_linear24_trains_and_uses_the_new_weights():
+    linear = nn.Linear(16, 8)
+    with torch.no_grad():
+        linear.weight.masked_fill_(~vlprune.ops.select(linear.weight.abs(), "2:4"), 0.0)
+    layer, x = Linear24.from_linear(linear, "gelu"), torch.randn(5, 16)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    first = layer(x)
+    first.square().sum().backward()
+    reference = F.gelu(linear(x))
+    reference.square().sum().backward()
+    torch.testing.assert_close(layer.bias.grad, linear.bias.grad)
+    assert torch.equal(layer.weight != 0, linear.weight != 0)
+    optimizer.step()
+    torch.testing.assert_close(layer(x), F.gelu(F.linear(x, layer.weight, layer.bias)))
+    assert not torch.allclose(layer(x), first)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: Linear24(10, 4), ValueError, "in_features divisible by 4, got 10"),
+        (lambda: Linear24(8, 4, activation="relu"), ValueError, "expected activation .*got 'relu'"),
+        (lambda: Linear24.from_linear(nn.Linear(8, 4)), ValueError, "row 0"),
+        (lambda: Linear24.from_linear(nn.Identity()), TypeError, "expected nn.Linear, got Identity"),
+    ],
+    ids=["width", "activation", "not 2:4", "not linear"],
+)
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_deepcopy_and_state_dict(clip, batches):
+    vlprune.prune_(clip, MagnitudeConfig())
+    vlprune.sparsify_(clip, only_if_faster=False)
+    twin = copy.deepcopy(clip)
+    before = outputs(clip, batches)
+    assert_same(outputs(twin, batches), before)
+    for layer in (m for m in clip.modules() if isinstance(m, Linear24)):
+        layer.values.data.zero_()
+    clip.load_state_dict(twin.state_dict())
+    assert_same(outputs(clip, batches), before)
+
+
