@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlprune.data.images import FileImage
-from vlprune.data.listing import (
+from .images import FileImage
+from .listing import (
     Captioned,
     Problems,
     clean_caption,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from vlprune.data.listing import Captioned, Problems
-from vlprune.data.scenes import Scene, caption, draw, split_scenes
+from .listing import Captioned, Problems
+from .scenes import Scene, caption, draw, split_scenes
 
 FORM = "demo, demo:test:N, demo:train or demo:train:N"
 _DEFAULT_COUNT = {"test": 500, "train": 2000}

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlprune.data.images import IMAGE_SUFFIXES, FileImage
-from vlprune.data.listing import Classified, Problems, require_folder
+from .images import IMAGE_SUFFIXES, FileImage
+from .listing import Classified, Problems, require_folder
 
 FORM = "folder:DIR with one folder of images for each class"
 _WORDNET_ID = re.compile(r"^n\d{8}[ _]+(?=\S)")

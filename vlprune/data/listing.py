@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlprune.data.images import ImageSource
+from .images import ImageSource
 
 REASONS_KEPT = 10
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vlprune.data import coco, drawn, folder, pairs, wds
-from vlprune.data.dataset import LabelledData, PairData, Preprocess, Tokenizer
-from vlprune.data.listing import Captioned, Classified, Problems
+from . import coco, drawn, folder, pairs, wds
+from .dataset import LabelledData, PairData, Preprocess, Tokenizer
+from .listing import Captioned, Classified, Problems
 
 _READERS: dict[str, Callable[[str, Problems], Captioned | Classified]] = {
     "demo": drawn.read_drawn,
@@ -49,4 +49,4 @@ def load_data(
         data = LabelledData(*listing, preprocess, tokenizer, problems)
     else:
         data = PairData(*listing, preprocess, tokenizer, problems)
-    return data if limit is None else data.subset(limit)
+    return data.subset(limit)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vlprune.data.images import FileImage
-from vlprune.data.listing import Captioned, Problems, clean_caption, image_exists, require_file
+from .images import FileImage
+from .listing import Captioned, Problems, clean_caption, image_exists, require_file
 
 FORM = "pairs:FILE.tsv with lines of image path, tab, caption"
 HEADER = "filepath\ttitle"

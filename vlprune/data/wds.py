@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vlprune.data.images import TarImage
-from vlprune.data.listing import Captioned, Classified, Problems, clean_caption, parse_json
-from vlprune.data.shards import Part, find_shards, read_tar
+from .images import TarImage
+from .listing import Captioned, Classified, Problems, clean_caption, parse_json
+from .shards import Part, find_shards, read_tar
 
 FORM = "tar shards with key.jpg (png, jpeg, webp) and key.txt, key.json or key.cls"
 IMAGE_KINDS = ("jpg", "png", "jpeg", "webp")

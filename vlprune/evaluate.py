@@ -1,0 +1,257 @@
+"""Zero-shot classification and image-text retrieval, as CLIP is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import LabelledData, PairData
+from .data.dataset import require_count
+
+__all__ = ["Metrics", "classifier", "embed_images", "embed_texts", "evaluate", "ranks"]
+
+_BLOCK_ENTRIES = 1 << 24  # similarities held at once: 64 MB of float32
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores in percent; those of the other kind of data are None.
+
+    Retrieval ("pairs"): tr@k is image to text, ir@k text to image. Zero-shot classification ("labelled"):
+    top-k. `count` and `captions` say how many were used, `skipped` how many images could not be decoded.
+    """
+
+    kind: Literal["pairs", "labelled"]
+    count: int
+    captions: int | None = None
+    skipped: int = 0
+    tr1: float | None = None
+    tr5: float | None = None
+    tr10: float | None = None
+    ir1: float | None = None
+    ir5: float | None = None
+    ir10: float | None = None
+    mean_recall: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+    @property
+    def primary(self) -> float:
+        """The one number to compare models by: mean_recall or top1."""
+        value = self.mean_recall if self.kind == "pairs" else self.top1
+        assert value is not None
+        return value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that apply, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        if self.kind == "labelled":
+            return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % ({self.count} images{skipped})"
+        return (
+            f"mean recall {self.mean_recall:.2f} % ({self.count} images, {self.captions} captions{skipped})\n"
+            f"  image to text  R@1 {self.tr1:6.2f}  R@5 {self.tr5:6.2f}  R@10 {self.tr10:6.2f}\n"
+            f"  text to image  R@1 {self.ir1:6.2f}  R@5 {self.ir5:6.2f}  R@10 {self.ir10:6.2f}"
+        )
+
+
+def evaluate(
+    model: nn.Module,
+    data: PairData | LabelledData,
+    *,
+    batch_size: int = 64,
+    progress: bool | None = None,
+    device: torch.device | str | None = None,
+) -> Metrics:
+    """Score a CLIP-style model: retrieval recall on pairs, zero-shot accuracy on labelled images.
+
+    The protocol is CLIP's (Radford et al. 2021). An image counts for tr@k when any of its captions is among
+    the k nearest; ir@k counts captions. Equal similarities rank the lower index first, so a model that sees
+    no difference scores like chance. Classes are the normalised mean of their normalised prompt embeddings,
+    one for each of `data.templates`, as in open_clip's build_zero_shot_classifier.
+
+    `model` has `encode_image` and `encode_text` with `normalize=True`; it runs in eval mode and keeps its own
+    mode afterwards. Inputs go to `device`, by default where the model's parameters are. `progress` None shows
+    bars on a terminal only. ValueError when an embedding is not finite, naming the tower.
+    """
+    if not isinstance(data, PairData | LabelledData):
+        raise ValueError(f"evaluate: data must come from load_data, got {type(data).__name__}")
+    images, index = embed_images(model, data, batch_size=batch_size, progress=progress, device=device)
+    skipped = len(data) - len(index)
+    if isinstance(data, LabelledData):
+        weights = classifier(model, data, batch_size=batch_size, progress=progress, device=device)
+        labels = torch.tensor([data.labels[i] for i in index], device=images.device)
+        rank = ranks(images, weights, labels[:, None])
+        return Metrics("labelled", len(index), skipped=skipped, top1=_within(rank, 1), top5=_within(rank, 5))
+    captions = [text for i in index for text in data.captions[i]]
+    texts = embed_texts(
+        model, captions, data.tokenizer, batch_size=batch_size, progress=progress, device=device
+    )
+    return _retrieval(images, texts, [len(data.captions[i]) for i in index], skipped)
+
+
+def embed_images(
+    model: nn.Module,
+    data: PairData | LabelledData,
+    *,
+    batch_size: int = 64,
+    progress: bool | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, list[int]]:
+    """Return the normalised image embeddings, float32 [N, D], and the position of each in the data."""
+    device, dtype = _device(model, device), _image_dtype(model)
+    parts: list[Tensor] = []
+    index: list[int] = []
+    with _evaluating(model), _bar(len(data), "images", progress) as bar:
+        for batch in data.batches(batch_size):
+            images = batch.images.to(device, dtype if batch.images.is_floating_point() else None)
+            parts.append(_model(model).encode_image(images, normalize=True).float())
+            index += batch.index
+            bar.update(len(batch.index))
+    if not parts:
+        raise ValueError(f"evaluate: none of the {len(data)} images could be decoded")
+    return _finite(torch.cat(parts), "visual", lambda row: data.images[index[row]].name), index
+
+
+def embed_texts(
+    model: nn.Module,
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    batch_size: int = 64,
+    progress: bool | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return the normalised text embeddings, float32 [N, D]."""
+    require_count("evaluate: batch_size", batch_size)
+    device = _device(model, device)
+    parts: list[Tensor] = []
+    with _evaluating(model), _bar(len(texts), "texts", progress) as bar:
+        for start in range(0, len(texts), batch_size):
+            chunk = list(texts[start : start + batch_size])
+            parts.append(_model(model).encode_text(tokenizer(chunk).to(device), normalize=True).float())
+            bar.update(len(chunk))
+    return _finite(torch.cat(parts), "text", lambda row: repr(texts[row]))
+
+
+def classifier(
+    model: nn.Module,
+    data: LabelledData,
+    *,
+    batch_size: int = 64,
+    progress: bool | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return one normalised embedding a class, float32 [classes, D]: the mean over `data.templates`."""
+    total = sum(
+        embed_texts(
+            model,
+            data.prompts(template),
+            data.tokenizer,
+            batch_size=batch_size,
+            progress=progress,
+            device=device,
+        )
+        for template in data.templates
+    )
+    assert isinstance(total, Tensor)
+    return F.normalize(total, dim=1)
+
+
+def ranks(queries: Tensor, items: Tensor, correct: Tensor) -> Tensor:
+    """Return the rank of each query's best correct item, 0 for the nearest: int64 [N].
+
+    queries [N, D], items [M, D], correct [N, K] holds item indices, -1 for fewer than K. An item stands
+    before another when its similarity is higher, or equal and its index lower. Works in blocks of queries, so
+    that no [N, M] matrix is held.
+    """
+    result = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
+    order = torch.arange(len(items), device=queries.device)
+    rows = max(1, _BLOCK_ENTRIES // len(items))
+    for start in range(0, len(queries), rows):
+        own = correct[start : start + rows]
+        similarity = queries[start : start + rows] @ items.T
+        scores = similarity.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
+        best = scores.amax(1, keepdim=True)
+        tied = own.masked_fill((own < 0) | (scores < best), len(items))
+        first = tied.amin(1, keepdim=True)
+        ahead = (similarity > best) | ((similarity == best) & (order < first))
+        result[start : start + rows] = ahead.sum(1)
+    return result
+
+
+def _retrieval(images: Tensor, texts: Tensor, captions_of: list[int], skipped: int) -> Metrics:
+    counts = torch.tensor(captions_of, device=images.device)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(int(counts.max()), device=images.device)
+    own_texts = (first[:, None] + place).masked_fill(place >= counts[:, None], -1)
+    own_image = torch.arange(len(images), device=images.device).repeat_interleave(counts)
+    to_text = ranks(images, texts, own_texts)
+    to_image = ranks(texts, images, own_image[:, None])
+    tr1, tr5, tr10, ir1, ir5, ir10 = recalls = [
+        _within(rank, k) for rank in (to_text, to_image) for k in (1, 5, 10)
+    ]
+    mean = sum(recalls) / len(recalls)
+    return Metrics("pairs", len(images), len(texts), skipped, tr1, tr5, tr10, ir1, ir5, ir10, mean)
+
+
+def _within(rank: Tensor, k: int) -> float:
+    return 100.0 * int((rank < k).sum()) / len(rank)
+
+
+def _finite(embeddings: Tensor, tower: str, describe: Any) -> Tensor:
+    bad = (~embeddings.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(
+            f"evaluate: the {tower} tower gave NaN or infinite embeddings for {len(bad)} of "
+            f"{len(embeddings)} inputs, first {describe(bad[0])}"
+        )
+    return embeddings
+
+
+def _model(model: nn.Module) -> Any:
+    return model  # encode_image and encode_text are no part of nn.Module's type
+
+
+def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _image_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the patch embedding: open_clip's fp16 models keep other parameters in float32."""
+    visual = getattr(model, "visual", model)
+    floating = [p for p in visual.parameters() if p.is_floating_point()]
+    patches = [p for p in floating if p.dim() >= 4]
+    return (patches or floating)[0].dtype if floating else None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _bar(total: int, what: str, progress: bool | None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, unit=what, desc=what, leave=False, disable=None if progress is None else not progress
+    )
