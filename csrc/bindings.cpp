@@ -1,0 +1,114 @@
+// Python sees the CPU operators as plain functions over addresses, so one build serves every torch.
+// Nothing is checked here: vlprune.ops validates once, before it asks for the addresses.
+#include <pybind11/pybind11.h>
+
+#include "cpu/ops.h"
+#include "cpu/parallel.h"
+
+namespace py = pybind11;
+using namespace vlprune;
+
+#ifdef VLPRUNE_EMULATE_AVX512
+#define VLPRUNE_MODULE _C_emulated
+#else
+#define VLPRUNE_MODULE _C
+#endif
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+DType dtype_of(int code) { return static_cast<DType>(code); }
+Isa isa_of(int code) { return static_cast<Isa>(code); }
+
+}  // namespace
+
+PYBIND11_MODULE(VLPRUNE_MODULE, m) {
+    m.doc() = "CPU operators of vlprune. Addresses are integers; dtype 0 float32, 1 bfloat16, 2 float16; "
+              "activation 0 none, 1 gelu, 2 quick_gelu; isa 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16.";
+    using nogil = py::call_guard<py::gil_scoped_release>;
+
+    m.def("best_isa", [] { return static_cast<int>(best_isa()); });
+    m.def("isa_runs", [](int isa) { return isa_runs(isa_of(isa)); }, py::arg("isa"));
+    m.def(
+        "set_openmp",
+        [](Address gomp_parallel, Address get_thread_num, Address get_num_threads) {
+            set_openmp(at<void>(gomp_parallel), at<void>(get_thread_num), at<void>(get_num_threads));
+        },
+        py::arg("gomp_parallel"), py::arg("get_thread_num"), py::arg("get_num_threads"));
+
+    m.def(
+        "column_sumsq",
+        [](Address x, int dtype, int64_t rows, int64_t cols, int64_t ld, Address weight, Address out, int threads,
+           int isa) {
+            column_sumsq(at<void>(x), dtype_of(dtype), rows, cols, ld, at<float>(weight), at<float>(out), threads,
+                         isa_of(isa));
+        },
+        py::arg("x"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("ld"), py::arg("weight"),
+        py::arg("out"), py::arg("threads"), py::arg("isa"), nogil());
+    m.def(
+        "wanda_mask",
+        [](Address weight, int dtype, int64_t rows, int64_t cols, Address norm, int64_t group, int64_t prune,
+           Address keep, int threads, int isa) {
+            return wanda_mask(at<void>(weight), dtype_of(dtype), rows, cols, at<float>(norm), group, prune,
+                              at<bool>(keep), threads, isa_of(isa));
+        },
+        py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("norm"), py::arg("group"),
+        py::arg("prune"), py::arg("keep"), py::arg("threads"), py::arg("isa"), nogil());
+    m.def(
+        "wanda_pack24",
+        [](Address weight, int dtype, int64_t rows, int64_t cols, Address norm, Address values, Address meta,
+           int threads, int isa) {
+            return wanda_pack24(at<void>(weight), dtype_of(dtype), rows, cols, at<float>(norm), at<void>(values),
+                                at<uint8_t>(meta), threads, isa_of(isa));
+        },
+        py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("norm"), py::arg("values"),
+        py::arg("meta"), py::arg("threads"), py::arg("isa"), nogil());
+    m.def(
+        "pack24",
+        [](Address weight, int dtype, int64_t rows, int64_t cols, Address values, Address meta, int threads,
+           int isa) {
+            return pack24(at<void>(weight), dtype_of(dtype), rows, cols, at<void>(values), at<uint8_t>(meta),
+                          threads, isa_of(isa));
+        },
+        py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("values"), py::arg("meta"),
+        py::arg("threads"), py::arg("isa"), nogil());
+    m.def(
+        "unpack24",
+        [](Address values, Address meta, int dtype, int64_t rows, int64_t cols, Address weight, int threads,
+           int isa) {
+            unpack24(at<void>(values), at<uint8_t>(meta), dtype_of(dtype), rows, cols, at<void>(weight), threads,
+                     isa_of(isa));
+        },
+        py::arg("values"), py::arg("meta"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("weight"),
+        py::arg("threads"), py::arg("isa"), nogil());
+
+    m.def(
+        "linear24_prepared_bytes",
+        [](int dtype, int64_t out, int64_t in, int isa) {
+            return linear24_prepared_bytes(dtype_of(dtype), out, in, isa_of(isa));
+        },
+        py::arg("dtype"), py::arg("out"), py::arg("in_"), py::arg("isa"));
+    m.def(
+        "linear24_prepare",
+        [](Address values, Address meta, int dtype, int64_t out, int64_t in, Address prepared, int isa) {
+            linear24_prepare(at<void>(values), at<uint8_t>(meta), dtype_of(dtype), out, in, at<void>(prepared),
+                             isa_of(isa));
+        },
+        py::arg("values"), py::arg("meta"), py::arg("dtype"), py::arg("out"), py::arg("in_"), py::arg("prepared"),
+        py::arg("isa"), nogil());
+    m.def(
+        "linear24",
+        [](Address x, int64_t ldx, Address prepared, Address bias, int dtype, int64_t tokens, int64_t out, int64_t in,
+           int activation, Address y, int threads, int isa) {
+            linear24(at<void>(x), ldx, at<void>(prepared), at<void>(bias), dtype_of(dtype), tokens, out, in,
+                     static_cast<Activation>(activation), at<void>(y), threads, isa_of(isa));
+        },
+        py::arg("x"), py::arg("ldx"), py::arg("prepared"), py::arg("bias"), py::arg("dtype"), py::arg("tokens"),
+        py::arg("out"), py::arg("in_"), py::arg("activation"), py::arg("y"), py::arg("threads"), py::arg("isa"),
+        nogil());
+}

@@ -1,0 +1,72 @@
+#include "linear24.h"
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "parallel.h"
+
+namespace vlprune {
+namespace {
+
+const Linear24Variant& variant(DType dtype, Isa isa) {
+    if (dtype == DType::f16) throw std::invalid_argument("linear24: float16 is not computed natively on the CPU");
+    if (!isa_runs(isa)) throw std::invalid_argument("linear24: this machine cannot run the instruction set asked for");
+    const bool f32 = dtype == DType::f32;
+    switch (isa) {
+#ifdef VLPRUNE_HAVE_AVX2
+        case Isa::avx2:
+            return f32 ? linear24_avx2_f32 : linear24_avx2_bf16;
+#endif
+#ifdef VLPRUNE_HAVE_AVX512
+        case Isa::avx512:
+            return f32 ? linear24_avx512_f32 : linear24_avx512_bf16;
+#endif
+#ifdef VLPRUNE_HAVE_AVX512_BF16
+        case Isa::avx512_bf16:
+            return f32 ? linear24_avx512_f32 : linear24_avx512_bf16_dot;
+#endif
+        default:
+            return f32 ? linear24_portable_f32 : linear24_portable_bf16;
+    }
+}
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
+}  // namespace
+
+void* linear24_workspace(size_t bytes) {
+    thread_local std::unique_ptr<void, Free> memory;
+    thread_local size_t size = 0;
+    if (size < bytes) {
+        const size_t rounded = (bytes + 4095) / 4096 * 4096;
+        memory.reset();
+        size = 0;
+        memory.reset(std::aligned_alloc(4096, rounded));
+        if (!memory) throw std::bad_alloc();
+        size = rounded;
+    }
+    return memory.get();
+}
+
+int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, Isa isa) {
+    return variant(dtype, isa).prepared_bytes(out, in);
+}
+
+void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, void* prepared,
+                      Isa isa) {
+    variant(dtype, isa).prepare(values, meta, out, in, prepared);
+}
+
+void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, DType dtype, int64_t tokens,
+              int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa) {
+    const Linear24Variant& chosen = variant(dtype, isa);
+    if (tokens <= 0 || out <= 0) return;
+    const Linear24 problem{x, ldx, prepared, bias, tokens, out, in, act, y};
+    parallel_parts(threads, [&](int part, int parts) { chosen.run(problem, part, parts); });
+}
+
+}  // namespace vlprune

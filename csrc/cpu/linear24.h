@@ -1,0 +1,36 @@
+// linear24 inside: one problem, and the variants that can solve it. Only plain data and function
+// pointers cross between sources compiled for different instruction sets.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "ops.h"
+
+namespace vlprune {
+
+struct Linear24 {
+    const void* x;
+    int64_t ldx;
+    const void* prepared;
+    const void* bias;  // null: none
+    int64_t tokens, out, in;
+    Activation activation;
+    void* y;
+};
+
+// One instruction set and dtype. `run` does share `part` of `parts`; the shares write disjoint outputs.
+struct Linear24Variant {
+    int64_t (*prepared_bytes)(int64_t out, int64_t in);
+    void (*prepare)(const void* values, const uint8_t* meta, int64_t out, int64_t in, void* prepared);
+    void (*run)(const Linear24& problem, int part, int parts);
+};
+
+extern const Linear24Variant linear24_portable_f32, linear24_portable_bf16;
+extern const Linear24Variant linear24_avx2_f32, linear24_avx2_bf16;
+extern const Linear24Variant linear24_avx512_f32, linear24_avx512_bf16;
+extern const Linear24Variant linear24_avx512_bf16_dot;
+
+// Memory of this thread, 64-byte aligned, kept from call to call: fresh pages cost more than the product.
+void* linear24_workspace(size_t bytes);
+
+}  // namespace vlprune

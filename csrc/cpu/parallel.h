@@ -1,0 +1,23 @@
+// Work split over threads: torch's own OpenMP pool where it is known, a small pool of our own elsewhere.
+// A second OpenMP runtime beside torch's would spin against it, so nothing here links one.
+#pragma once
+
+namespace vlprune {
+
+// GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the runtime that torch uses.
+// All null: use our own pool.
+void set_openmp(void* gomp_parallel, void* get_thread_num, void* get_num_threads);
+
+// Calls body(context, part, parts) for part = 0 .. parts-1, each once, on up to `parts` threads, and
+// waits for all. The same part runs on the same thread of the pool from call to call. Must not throw.
+void parallel_parts(int parts, void (*body)(const void* context, int part, int parts), const void* context);
+
+// The same for a callable body(part, parts).
+template <class Body>
+void parallel_parts(int parts, const Body& body) {
+    parallel_parts(
+        parts, [](const void* context, int part, int n) { (*static_cast<const Body*>(context))(part, n); },
+        static_cast<const void*>(&body));
+}
+
+}  // namespace vlprune

@@ -1,0 +1,63 @@
+"""Builds the native extension with CMake; everything declarative is in pyproject.toml."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Configure and build the CMake project, leaving vlprune/_C where setuptools expects it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build every module of CMakeLists.txt; they all land beside `ext`."""
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / "cmake"
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DPYTHON_EXECUTABLE={sys.executable}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        jobs = [] if self.parallel is None else ["-j", str(self.parallel)]
+        subprocess.run(["cmake", "--build", str(build), *jobs], check=True)
+
+
+def version() -> str:
+    """`__version__` of vlprune/_version.py, read without importing the package (that needs torch)."""
+    for node in ast.parse((ROOT / "vlprune" / "_version.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise RuntimeError("vlprune/_version.py assigns no __version__")
+
+
+setup(
+    version=version(),
+    # Namespace packages, because kernels/ (reached through the link vlprune/kernels) has no __init__.py: at
+    # the top level it would shadow Hugging Face's package of that name.
+    packages=find_namespace_packages(include=["vlprune", "vlprune.*"]),
+    package_data={
+        "vlprune": ["py.typed", "*.pyi"],
+        "vlprune.demo": ["*.safetensors", "*.json", "*.txt"],
+        "vlprune.report": ["*.html", "*.svg", "*.css"],
+    },
+    include_package_data=False,
+    ext_modules=[Extension("vlprune._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    zip_safe=False,
+)

@@ -1,0 +1,47 @@
+"""CPU operators. Addresses are integers; see csrc/cpu/ops.h for the meaning of every argument."""
+
+def best_isa() -> int: ...
+def isa_runs(isa: int) -> bool: ...
+def set_openmp(gomp_parallel: int, get_thread_num: int, get_num_threads: int) -> None: ...
+def column_sumsq(
+    x: int, dtype: int, rows: int, cols: int, ld: int, weight: int, out: int, threads: int, isa: int
+) -> None: ...
+def wanda_mask(
+    weight: int,
+    dtype: int,
+    rows: int,
+    cols: int,
+    norm: int,
+    group: int,
+    prune: int,
+    keep: int,
+    threads: int,
+    isa: int,
+) -> int: ...
+def wanda_pack24(
+    weight: int, dtype: int, rows: int, cols: int, norm: int, values: int, meta: int, threads: int, isa: int
+) -> int: ...
+def pack24(
+    weight: int, dtype: int, rows: int, cols: int, values: int, meta: int, threads: int, isa: int
+) -> int: ...
+def unpack24(
+    values: int, meta: int, dtype: int, rows: int, cols: int, weight: int, threads: int, isa: int
+) -> None: ...
+def linear24_prepared_bytes(dtype: int, out: int, in_: int, isa: int) -> int: ...
+def linear24_prepare(
+    values: int, meta: int, dtype: int, out: int, in_: int, prepared: int, isa: int
+) -> None: ...
+def linear24(
+    x: int,
+    ldx: int,
+    prepared: int,
+    bias: int,
+    dtype: int,
+    tokens: int,
+    out: int,
+    in_: int,
+    activation: int,
+    y: int,
+    threads: int,
+    isa: int,
+) -> None: ...
