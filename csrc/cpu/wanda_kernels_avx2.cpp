@@ -1,0 +1,3 @@
+#define VLPRUNE_VARIANT avx2
+#define VLPRUNE_KERNELS kRowKernelsAvx2
+#include "wanda_kernels.inl"
