@@ -102,7 +102,7 @@ def test_sequential_reaches_both_towers_of_a_model_with_cross_attention():
     from open_clip.coca_model import CoCa
 
     coca = CoCa(
-        32,
+        48,
         multimodal_cfg={"context_length": 12, "vocab_size": 50, "width": 48, "heads": 3, "layers": 2},
         text_cfg={"context_length": 13, "vocab_size": 50, "width": 48, "heads": 3, "layers": 2, "embed_cls": True,
                   "output_tokens": True},

@@ -103,10 +103,11 @@ def test_a_really_measured_run_reports_what_it_did(clip, batches):
     vlprune.prune_(clip, MagnitudeConfig())
     before = outputs(clip, batches)
     report = vlprune.sparsify_(clip)
+    modules = dict(clip.named_modules())  # attention that stayed dense is folded back, and has no qkv
     for layer in report.layers:
         assert layer.dense > 0
         assert layer.sparse > 0
-        assert layer.packed == isinstance(clip.get_submodule(layer.name), Linear24) == (layer.speedup > 1.03)
+        assert layer.packed == isinstance(modules.get(layer.name), Linear24) == (layer.speedup > 1.03)
     assert_same(outputs(clip, batches), before)
 
 

@@ -120,10 +120,11 @@ def _check_weights(layers: Mapping[str, nn.Linear], config: PruneConfig) -> None
     pattern = Pattern.parse(config.pattern)
     for name, layer in layers.items():
         pattern.check_inputs(layer.in_features, name)
-        bad = ~layer.weight.isfinite()
+        weight = layer.weight.detach()
+        bad = ~weight.isfinite()
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
-            value = float(layer.weight[row, column])
+            value = float(weight[row, column])
             raise ValueError(
                 f"{name}: weight [{row}, {column}] is {value}; only finite weights can be pruned"
             )

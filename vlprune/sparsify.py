@@ -179,10 +179,14 @@ def _has_packed(module: nn.Module) -> bool:
 def _input_shapes(model: nn.Module, layers: dict[str, nn.Linear], example: Any) -> dict[str, torch.Size]:
     """Shape that each layer's input has in one forward of the example."""
     shapes: dict[str, torch.Size] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: shapes.setdefault(name, args[0].shape))
-        for name, layer in layers.items()
-    ]
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            shapes.setdefault(name, args[0].shape)
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     try:
         images, texts = example_inputs(model, example)
         if images is not None and texts is not None:

@@ -1,0 +1,138 @@
+"""run: what the record holds, that it survives a kill, and the pages made of it."""
+
+import json
+
+import pytest
+import torch
+
+from vlprune import MagnitudeConfig, WandaConfig, from_pretrained, pipeline, report
+from vlprune.data import load_data
+from vlprune.nn import Linear24
+
+
+class Words:
+    """A tokenizer of letters, padded; the end has the highest number as open_clip's pooling needs."""
+
+    def __call__(self, texts, context_length=12):
+        rows = [[ord(c) % 47 + 1 for c in text[: context_length - 1]] + [49] for text in texts]
+        return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    lines = []
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 255 - 40 * i, 20)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png\tscene number {i}\n")
+    (tmp_path / "pairs.tsv").write_text("".join(lines))
+    return load_data(f"pairs:{tmp_path / 'pairs.tsv'}", lambda im: pil_to_tensor(im) / 255, Words())
+
+
+CONFIGS = [
+    MagnitudeConfig(),
+    WandaConfig(samples=6, batch_size=3),
+    WandaConfig(pattern="unstructured", sparsity=0.7, samples=6),
+]
+OPTIONS = pipeline.RunOptions("tiny", "pairs", "pairs", batch=2, rounds=5)
+
+
+@pytest.fixture
+def record(clip, pairs, tmp_path):
+    return pipeline.run(clip, pairs, pairs, CONFIGS, OPTIONS, tmp_path / "out", say=lambda line: None)
+
+
+def test_record_holds_every_variant(record, tmp_path):
+    assert [v["name"] for v in record["variants"]] == ["magnitude 2:4", "wanda 2:4", "wanda 70%"]
+    for variant in record["variants"]:
+        for tower in ("image", "text"):
+            timing = variant["timing"][tower]
+            assert timing["speedup"] == timing["dense"]["median"] / timing["variant"]["median"]
+            assert timing["dense"]["samples"] == 5
+    packed = record["variants"][0]
+    assert packed["metrics"].keys() == packed["packed_metrics"].keys()
+    assert max(packed["packed_error"].values()) < 1e-4
+    assert "sparsify" not in record["variants"][2]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_dense_model_is_not_changed(clip, pairs, tmp_path):
+    before = {n: p.clone() for n, p in clip.named_parameters()}
+    pipeline.run(clip, pairs, pairs, CONFIGS[:1], OPTIONS, tmp_path / "out", say=lambda line: None)
+    assert all(torch.equal(p, before[n]) for n, p in clip.named_parameters())
+
+
+def test_last_24_variant_is_saved(record, tmp_path):
+    model = from_pretrained(tmp_path / "out" / "model")
+    packed = sum(isinstance(m, Linear24) for m in model.modules())
+    assert packed == record["variants"][1]["sparsify"]["packed"]
+    assert "saved" not in record["variants"][0]
+
+
+def test_killed_run_continues(clip, pairs, tmp_path, monkeypatch):
+    """The second variant dies; the next run redoes that one and none before it."""
+    real, done = pipeline.prune_, []
+
+    def dying(model, config, calib):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(config)
+        return real(model, config, calib)
+
+    monkeypatch.setattr(pipeline, "prune_", dying)
+    arguments = (clip, pairs, pairs, CONFIGS, OPTIONS, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(*arguments, say=lambda line: None)
+    assert not (tmp_path / "out" / "report.json").exists()
+    again = []
+    monkeypatch.setattr(pipeline, "prune_", lambda m, c, d: again.append(c) or real(m, c, d))
+    record = pipeline.run(*arguments, say=lambda line: None)
+    assert (done, again) == (CONFIGS[:1], CONFIGS[1:])
+    assert len(record["variants"]) == 3
+
+
+@pytest.mark.parametrize("change", ["weights", "options"])
+def test_other_arguments_start_anew(clip, pairs, tmp_path, monkeypatch, change):
+    options = OPTIONS
+    pipeline.run(clip, pairs, pairs, CONFIGS[:1], options, tmp_path, say=lambda line: None)
+    if change == "weights":
+        with torch.no_grad():
+            clip.logit_scale.add_(1.0)
+    else:
+        options = pipeline.RunOptions("tiny", "pairs", "pairs", batch=3, rounds=5)
+    calls, real = [], pipeline.prune_
+    monkeypatch.setattr(pipeline, "prune_", lambda m, c, d: calls.append(c) or real(m, c, d))
+    pipeline.run(clip, pairs, pairs, CONFIGS[:1], options, tmp_path, say=lambda line: None)
+    assert calls == CONFIGS[:1]
+
+
+def test_table_shows_the_records_numbers(record):
+    text = report.table(record)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    wanda = record["variants"][1]
+    line = next(line for line in lines if line.startswith("wanda 2:4"))
+    assert f"{wanda['packed_metrics']['mean_recall']:.1f}" in line
+    assert f"{wanda['timing']['image']['speedup']:.2f}x" in line
+    assert "50 %" in line
+    assert record["machine"]["cpu"] in text
+
+
+def test_page_is_whole_and_self_contained(record, tmp_path):
+    path = tmp_path / "report.html"
+    record["model"] = "<b>tiny"
+    report.write_html(record, path)
+    text = path.read_text()
+    assert text.count("<svg") == 3  # accuracy against speed, and the layers of two 2:4 variants
+    assert "<b>tiny" not in text
+    assert "&lt;b&gt;tiny" in text
+    for outside in ("<script", "<link", "src=", "@import"):
+        assert outside not in text
+    assert "magnitude 2:4" in text
+
+
+def test_no_configs(clip, pairs, tmp_path):
+    with pytest.raises(ValueError, match="at least one config"):
+        pipeline.run(clip, pairs, pairs, [], OPTIONS, tmp_path)
