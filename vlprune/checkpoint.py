@@ -1,0 +1,199 @@
+"""Save a pruned model as a folder of safetensors, a JSON config and a model card; load it from that alone."""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from ._version import __version__
+from .models.build import build_model
+from .models.card import model_card
+from .models.hints import preprocess_hint, tokenizer_hint, write_text_config
+from .models.recipe import Recipe, candidates, recover
+from .models.saved import (
+    CONFIG_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    is_24,
+    is_saved_folder,
+    read_folder,
+    remembered,
+)
+from .models.tree import Changes, find_changes, tensors
+
+__all__ = ["from_pretrained", "save_pretrained"]
+
+
+def save_pretrained(
+    model: nn.Module, directory: str | os.PathLike[str], *, config: dict[str, Any] | str | None = None
+) -> None:
+    """Write everything that `from_pretrained` needs to `directory`; weights that are 2:4 are stored packed.
+
+    The folder appears whole or not at all: an interrupted save leaves what was there before. Zeros come
+    back as +0.0, even where they were -0.0.
+
+    Args:
+        model: an open_clip model, pruned, sparsified or neither.
+        directory: a new or empty folder, or one that `save_pretrained` wrote and that is replaced.
+        config: the open_clip config or model name to build from, where it cannot be read off the model.
+
+    Raises:
+        ValueError: the folder holds something else; or the model is not what its config builds plus the
+            changes that vlprune makes (the first differences are named).
+
+    """
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"directory: {target} is a file")
+    if target.is_dir() and any(target.iterdir()) and not is_saved_folder(target):
+        raise ValueError(f"directory: {target} is not empty and holds no saved model; it is left as it is")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.saving-{uuid.uuid4().hex[:8]}")
+    work.mkdir()
+    try:
+        _write(model, work, config)
+        _put_in_place(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def from_pretrained(directory: str | os.PathLike[str], device: str = "cpu") -> nn.Module:
+    """Load a folder that `save_pretrained` wrote; the model is in eval mode.
+
+    Zeros, packed layers, split attention, removed heads, neurons and layers, dtypes and frozen parameters
+    come back as they were.
+
+    Raises:
+        ValueError: a file that is missing, cut short, of a newer format, or that contradicts the other.
+
+    """
+    return read_folder(Path(directory), device)[0]
+
+
+def _write(model: nn.Module, folder: Path, config: dict[str, Any] | str | None) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    write_text_config(model, folder)
+    recipe, changes = _describe(model, folder, config)
+    stored, weights = _pack(model)
+    tokenizer = tokenizer_hint(model, recipe, folder)
+    described = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "vlprune_version": __version__,
+        "open_clip_version": open_clip.__version__,
+        "source": remembered(model).get("name"),
+        "model": {"config": recipe.config, "fp32_norms": recipe.fp32_norms},
+        "layers": changes.to_dict(),
+        "weights": weights,
+        "preprocess": preprocess_hint(model),
+        "tokenizer": tokenizer,
+    }
+    save_file(stored, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / "README.md").write_text(model_card(described, model, recipe), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            # the rename that follows must not reach the disk before the contents do
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _describe(model: nn.Module, folder: Path, config: dict[str, Any] | str | None) -> tuple[Recipe, Changes]:
+    """Find a config that builds this model, up to recorded changes."""
+    first: list[str] = []
+    recovered = recover(model)
+    tried = [Recipe(_given(config), recovered.fp32_norms)] if config is not None else [recovered]
+    for recipe in (*tried, *(candidates(model) if config is None else ())):
+        if "hf_model_name" in recovered.config["text_cfg"]:
+            recipe.config["text_cfg"]["hf_model_name"] = "text"
+        try:
+            fresh = build_model(recipe.config, folder, fp32_norms=recipe.fp32_norms, device="meta")
+            changes, problems = find_changes(fresh, model)
+        except ValueError as error:
+            problems = [str(error)]
+        if not problems:
+            return recipe, changes
+        first = first or problems
+    shown = "; ".join(first[:3]) + (f"; and {len(first) - 3} more" if len(first) > 3 else "")
+    how = (
+        "the given config"
+        if config is not None
+        else "the config read off it (another can be given as config=)"
+    )
+    raise ValueError(f"model: cannot be rebuilt from {how}: {shown}")
+
+
+def _given(config: dict[str, Any] | str) -> dict[str, Any]:
+    import open_clip
+
+    if isinstance(config, dict):
+        return json.loads(json.dumps(config))  # type: ignore[no-any-return]
+    known: dict[str, Any] | None = open_clip.get_model_config(config)
+    if known is None:
+        near = difflib.get_close_matches(config, open_clip.list_models(), n=3, cutoff=0.0)
+        raise ValueError(f"config: {config!r} is no open_clip model; nearest: {', '.join(near)}")
+    return known
+
+
+@torch.no_grad()
+def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors to store, and what the config has to say about them."""
+    stored: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    packed: list[str] = []
+    tied: dict[str, str] = {}
+    every = tensors(model)
+    for name, tensor in every.items():
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        held = tensor.detach().cpu()
+        if is_24(held):
+            packed.append(name)
+            stored[f"{name}.values"], stored[f"{name}.meta"] = ops.pack24(held.contiguous())
+        else:
+            # a copy of its own: safetensors refuses views into a shared storage
+            shared = held.untyped_storage().nbytes() != held.nbytes
+            stored[name] = held.clone(memory_format=torch.contiguous_format) if shared else held.contiguous()
+    frozen = [n for n, t in every.items() if isinstance(t, nn.Parameter) and not t.requires_grad]
+    return stored, {"packed": packed, "tied": tied, "frozen": frozen}
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    """Let `work` take the place of `target` in one step; what was there ends up in `work`."""
+    if not target.exists() or not any(target.iterdir()):
+        os.replace(work, target)
+    elif not _exchange(work, target):
+        # no atomic exchange on this system: for an instant only the renamed old folder exists
+        old = work.with_name(f"{work.name}.old")
+        os.rename(target, old)
+        try:
+            os.rename(work, target)
+        except OSError:
+            os.rename(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths atomically with Linux's renameat2; False where there is none."""
+    at_cwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0)

@@ -1,0 +1,177 @@
+"""The folder that `save_pretrained` writes, read back.
+
+``config.json`` says how to build the model and what was changed in it, ``model.safetensors`` holds the
+tensors. A weight listed under ``weights.packed`` is stored as ``NAME.values`` and ``NAME.meta``; one under
+``weights.tied`` is the same tensor as another.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..nn.linear24 import Linear24
+from .build import build_model, first_line
+from .tree import Changes, apply_changes, tensors
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "is_saved_folder", "read_folder", "remember", "remembered"]
+
+FORMAT = "vlprune"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_KEYS = frozenset(
+    {"format", "format_version", "vlprune_version", "open_clip_version", "model", "layers", "weights",
+     "preprocess", "tokenizer", "source"}
+)  # fmt: skip
+_WEIGHTS_KEYS = frozenset({"packed", "tied", "frozen"})
+
+
+def remember(model: nn.Module, name: str | None, tokenizer: dict[str, Any]) -> None:
+    """Leave on the model where it came from and how its texts are tokenized."""
+    object.__setattr__(model, "_vlprune_source", {"name": name, "tokenizer": tokenizer})
+
+
+def remembered(model: nn.Module) -> dict[str, Any]:
+    """Return what `remember` left, empty if nothing."""
+    return dict(getattr(model, "_vlprune_source", {}))
+
+
+def is_saved_folder(folder: Path) -> bool:
+    """Whether `folder` was written by `save_pretrained`."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
+
+
+def read_folder(folder: Path, device: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """Build the saved model, in eval mode, and return it with the folder's config.
+
+    Raises:
+        ValueError: a file that is missing, cut short, of a newer format, or that contradicts the other.
+
+    """
+    from open_clip.model import set_model_preprocess_cfg
+
+    config = _read_config(folder)
+    changes = Changes.from_dict(config["layers"])
+    recipe = config["model"]
+    model = build_model(recipe["config"], folder, fp32_norms=recipe["fp32_norms"], device="meta")
+    if any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values()):
+        # such tensors are computed at construction and are in no file
+        model = build_model(recipe["config"], folder, fp32_norms=recipe["fp32_norms"])
+    try:
+        apply_changes(model, changes)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    _fill(model, folder / WEIGHTS_FILE, config["weights"], changes.shapes, device)
+    set_model_preprocess_cfg(model, config["preprocess"])
+    tokenizer = dict(config["tokenizer"])
+    if tokenizer.get("kind") == "hf" and (folder / tokenizer["name"]).is_dir():
+        tokenizer["name"] = str((folder / tokenizer["name"]).resolve())
+    remember(model, config.get("source"), tokenizer)
+    return model.eval(), config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    for needed in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / needed).is_file():
+            raise ValueError(f"{folder}: {needed} is missing")
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f'{file}: expected "format": "{FORMAT}"; was this written by save_pretrained?')
+    version = config.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(
+            f"{file}: format_version {version!r}, but this vlprune reads 1 to {FORMAT_VERSION}; "
+            "install a newer vlprune"
+        )
+    weights = config.get("weights", {})
+    for found, known, where in ((config, _KEYS, ""), (weights, _WEIGHTS_KEYS, "weights.")):
+        if unknown := sorted(found.keys() - known):
+            raise ValueError(f"{file}: unknown key {where + unknown[0]!r}")
+        if missing := sorted(known - found.keys() - {"source", "open_clip_version", "vlprune_version"}):
+            raise ValueError(f"{file}: key {where + missing[0]!r} is missing")
+    if not {"config", "fp32_norms"} <= config["model"].keys():
+        raise ValueError(f"{file}: model: expected keys 'config' and 'fp32_norms'")
+    return config
+
+
+def _fill(
+    model: nn.Module, file: Path, weights: dict[str, Any], shapes: dict[str, list[int]], device: str
+) -> None:
+    """Give every parameter and buffer its tensor from the file."""
+    from safetensors import SafetensorError, safe_open
+
+    expected, tied, packed = tensors(model), weights["tied"], set(weights["packed"])
+    frozen = set(weights["frozen"])
+    if strange := [name for name in (*tied, *tied.values(), *packed, *frozen) if name not in expected]:
+        raise ValueError(f"{file.parent / CONFIG_FILE}: weights: the model has no {strange[0]!r}")
+    own = [name for name in expected if name not in tied]
+    keys = {key for name in own for key in _stored_as(name, name in packed)}
+    loaded: dict[str, Tensor] = {}
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as stored:
+            present = set(stored.keys())
+            for what, names in (("missing", keys - present), ("unknown", present - keys)):
+                if names:
+                    raise ValueError(f"{file}: tensor {sorted(names)[0]!r} is {what}")
+            for name in own:
+                parts = [stored.get_tensor(key) for key in _stored_as(name, name in packed)]
+                loaded[name] = _checked(file, name, parts, expected[name], shapes.get(name))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: damaged: {first_line(error)}") from error
+    given = {name: _as_held(loaded[name], expected[name], name not in frozen) for name in own}
+    for name in expected:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        held = module._parameters if leaf in module._parameters else module._buffers
+        held[leaf] = given[tied.get(name, name)]  # type: ignore[assignment]
+    for module in model.modules():
+        if isinstance(module, Linear24):
+            ops.prepare24(module.values, module.meta)
+
+
+def _stored_as(name: str, packed: bool) -> list[str]:
+    return [f"{name}.values", f"{name}.meta"] if packed else [name]
+
+
+def _checked(file: Path, name: str, parts: list[Tensor], expected: Tensor, shape: list[int] | None) -> Tensor:
+    try:
+        tensor = ops.unpack24(*parts) if len(parts) == 2 else parts[0]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {name}: {error}") from error
+    wanted = list(expected.shape) if shape is None else list(shape)
+    if list(tensor.shape) != wanted:
+        raise ValueError(f"{file}: {name}: expected shape {wanted}, got {list(tensor.shape)}")
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise ValueError(f"{file}: {name}: expected a dtype like {expected.dtype}, got {tensor.dtype}")
+    return tensor
+
+
+def _as_held(tensor: Tensor, expected: Tensor, trains: bool) -> Tensor:
+    if not isinstance(expected, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor, requires_grad=trains and tensor.is_floating_point())
+
+
+def is_24(weight: Tensor) -> bool:
+    """Whether every 4 consecutive inputs of a matrix hold at most 2 non-zeros."""
+    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if weight.dim() != 2 or weight.dtype not in floats or not weight.numel() or weight.shape[1] % 4:
+        return False
+    return bool(weight.ne(0).view(weight.shape[0], -1, 4).sum(-1).le(2).all())
