@@ -284,13 +284,13 @@ def require_count(name: str, value: int) -> int:
 def _ahead(function: Callable[[A], R], items: Sequence[A], threads: int, window: int) -> Iterator[R]:
     """Map in order with up to `window` calls under way or finished before they are asked for."""
     source = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="vlprune-data") as pool:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="vlprune-data")
+    try:
         waiting = deque(pool.submit(function, item) for item in islice(source, window))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(source, 1))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+            yield result
+    finally:
+        # No waiting: an abandoned generator may be collected in one of the pool's own threads.
+        pool.shutdown(wait=False, cancel_futures=True)

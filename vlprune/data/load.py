@@ -37,7 +37,7 @@ def load_data(
     even spread over the classes. Raises FileNotFoundError and ValueError naming the file and the line.
     """
     kind, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
-    if kind not in _READERS or (kind != "demo" and not rest):
+    if kind not in _READERS or (spec != "demo" and not rest):
         raise ValueError(f"load_data: spec {spec!r} is unknown; allowed: {', '.join(_FORMS)}")
     problems = Problems(on_error)
     listing = _READERS[kind](rest, problems)
