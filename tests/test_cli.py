@@ -16,7 +16,7 @@ def vlprune(*args, **env):
 
 
 @pytest.mark.parametrize(
-    "args, message",
+    ("args", "message"),
     [
         (["eval", "ViT-B-33", "--data", "demo"], "ViT-B-32"),
         (["eval", "demo", "--data", "nonsense:x"], "nonsense"),
@@ -60,7 +60,9 @@ def test_prune_eval_and_pack_round_trip(tmp_path):
 
 def test_run_writes_report_and_model(tmp_path):
     out = tmp_path / "run"
-    done = vlprune("run", "demo", "--pattern", "2:4", "--limit", 60, "--samples", 32, "--rounds", 5, "--out", out)
+    done = vlprune(
+        "run", "demo", "--pattern", "2:4", "--limit", 60, "--samples", 32, "--rounds", 5, "--out", out
+    )
     assert done.returncode == 0, done.stderr
     assert "wanda 2:4" in done.stdout
     assert {p.name for p in out.iterdir()} == {"report.json", "report.html", "progress.json", "model"}

@@ -24,7 +24,7 @@ def test_round_trip_through_json(config):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"method": "wander"}, "expected method to be one of magnitude, wanda, got 'wander'"),
         ({"version": 2}, "expected version 1, got 2"),

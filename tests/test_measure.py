@@ -50,7 +50,7 @@ def test_gate_lets_the_dtypes_own_rounding_pass(dtype):
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    ("spoil", "message"),
     [
         (lambda y: y + 0.2 * y.std(), "largest error"),
         (lambda y: torch.full_like(y, float("nan")), "not finite"),

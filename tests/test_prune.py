@@ -21,7 +21,7 @@ def linears(model):
 
 
 @pytest.mark.parametrize("activations", ["sequential", "dense"])
-@pytest.mark.parametrize("pattern, sparsity", [("2:4", None), ("1:4", None), ("unstructured", 0.6)])
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", None), ("1:4", None), ("unstructured", 0.6)])
 def test_counts_are_exact_and_the_rest_untouched(clip, batches, pattern, sparsity, activations):
     before = weights(clip)
     report = vlprune.prune_(
@@ -162,7 +162,9 @@ def test_weight_that_is_not_finite_is_named_and_nothing_changes(clip, batches, b
     with torch.no_grad():
         clip.visual.transformer.resblocks[2].mlp.c_proj.weight[5, 7] = bad
     before = weights(clip)
-    with pytest.raises(ValueError, match=r"visual\.transformer\.resblocks\.2\.mlp\.c_proj: weight \[5, 7\] is"):
+    with pytest.raises(
+        ValueError, match=r"visual\.transformer\.resblocks\.2\.mlp\.c_proj: weight \[5, 7\] is"
+    ):
         vlprune.prune_(clip, WandaConfig(), batches)
     for name, value in before.items():
         assert torch.equal(clip.get_parameter(name).nan_to_num(), value.nan_to_num()), name
@@ -189,7 +191,7 @@ def test_width_that_groups_do_not_tile_is_named(batches):
 
 
 @pytest.mark.parametrize(
-    "config, data, message",
+    ("config", "data", "message"),
     [
         (WandaConfig(), None, "wanda needs calibration data"),
         (WandaConfig(), [], "at least one batch"),
@@ -202,7 +204,7 @@ def test_missing_data(clip, config, data, message):
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    ("fields", "message"),
     [
         ({"pattern": "4:2"}, "0 < n < m, got '4:2'"),
         ({"pattern": "unstructured"}, "sparsity: required"),
@@ -240,7 +242,10 @@ def test_masks_move_to_another_model(clip, batches):
 
 @pytest.mark.parametrize("bad", ["name", "shape", "dtype"])
 def test_bad_mask_changes_nothing(clip, bad):
-    good, name = "visual.transformer.resblocks.0.mlp.c_fc.weight", "visual.transformer.resblocks.1.mlp.c_fc.weight"
+    good, name = (
+        "visual.transformer.resblocks.0.mlp.c_fc.weight",
+        "visual.transformer.resblocks.1.mlp.c_fc.weight",
+    )
     masks = {good: torch.zeros(256, 64, dtype=torch.bool)}
     masks[name + "x" if bad == "name" else name] = {
         "name": torch.ones(256, 64, dtype=torch.bool),

@@ -68,7 +68,9 @@ def test_other_activations_stay_outside(activation):
 
 
 @pytest.mark.parametrize(
-    "dense, sparse, packed", [(2.0, 1.0, 20), (1.0, 2.0, 0), (1.0, 0.99, 0)], ids=["faster", "slower", "tie"]
+    ("dense", "sparse", "packed"),
+    [(2.0, 1.0, 20), (1.0, 2.0, 0), (1.0, 0.99, 0)],
+    ids=["faster", "slower", "tie"],
 )
 def test_dense_wins_ties(clip, batches, monkeypatch, dense, sparse, packed):
     vlprune.prune_(clip, MagnitudeConfig())
@@ -186,7 +188,7 @@ def test_linear24_trains_and_uses_the_new_weights():
 
 
 @pytest.mark.parametrize(
-    "make, error, message",
+    ("make", "error", "message"),
     [
         (lambda: Linear24(10, 4), ValueError, "in_features divisible by 4, got 10"),
         (lambda: Linear24(8, 4, activation="relu"), ValueError, "expected activation .*got 'relu'"),
@@ -210,5 +212,3 @@ def test_deepcopy_and_state_dict(clip, batches):
         layer.values.data.zero_()
     clip.load_state_dict(twin.state_dict())
     assert_same(outputs(clip, batches), before)
-
-
