@@ -104,10 +104,14 @@ def test_sequential_reaches_both_towers_of_a_model_with_cross_attention():
     coca = CoCa(
         48,
         multimodal_cfg={"context_length": 12, "vocab_size": 50, "width": 48, "heads": 3, "layers": 2},
-        text_cfg={"context_length": 13, "vocab_size": 50, "width": 48, "heads": 3, "layers": 2, "embed_cls": True,
-                  "output_tokens": True},
-        vision_cfg={"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16,
-                    "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+        text_cfg={
+            "context_length": 13, "vocab_size": 50, "width": 48, "heads": 3, "layers": 2, "embed_cls": True,
+            "output_tokens": True,
+        },
+        vision_cfg={
+            "image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16,
+            "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True,
+        },
     ).eval()  # fmt: skip
     batches = [(torch.randn(3, 3, 32, 32), torch.randint(1, 50, (3, 13))) for _ in range(2)]
     report = vlprune.prune_(coca, WandaConfig(), batches)
