@@ -140,19 +140,17 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep off the screen what open_clip logs, such as warnings of weights that are missing on purpose."""
-    root = logging.getLogger()
-    before = root.level
-    # some versions log through the root logger, others through their own below it
-    own = logging.getLogger("open_clip")
-    own_before = own.level
-    handlers = list(root.handlers)
-    root.setLevel(logging.CRITICAL)
-    own.setLevel(logging.CRITICAL)
+    """Keep logging off the screen: of weights that are missing on purpose, of every retry of a download."""
+    # open_clip 3 logs through the root logger, later versions through their own
+    loggers = [logging.getLogger(name) for name in (None, "open_clip", "huggingface_hub")]
+    before = [logger.level for logger in loggers]
+    root, handlers = loggers[0], list(loggers[0].handlers)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        root.setLevel(before)
-        own.setLevel(own_before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
         # logging.warning() on a bare root logger installs a handler as a side effect
         root.handlers[:] = handlers

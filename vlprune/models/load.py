@@ -81,7 +81,8 @@ def _load_folder(folder: Path, device: str) -> LoadedModel:
     model = build_model(config, folder)
     _load_weights(model, folder)
     spec = tokenizer_spec(config["text_cfg"], folder)
-    _remember(model, str(folder), spec, preprocess_cfg)
+    # not the whole path, which says more about this machine than about the model
+    _remember(model, folder.resolve().name, spec, preprocess_cfg)
     return LoadedModel(model, build_preprocess(preprocess_cfg), build_tokenizer(spec, folder), str(folder))
 
 
@@ -125,8 +126,9 @@ def _load_open_clip(name: str, pretrained: str | None, device: str) -> LoadedMod
     known = name.replace("/", "-")
     hub = name.startswith(("hf-hub:", "local-dir:"))
     if not hub and known not in open_clip.list_models():
-        near = difflib.get_close_matches(known, open_clip.list_models(), n=3, cutoff=0.0)
-        raise ValueError(f"model: {name!r} is no open_clip model and no folder; nearest: {', '.join(near)}")
+        if name.startswith((".", "/", "~")):
+            raise ValueError(f"model: {name}: no such folder")
+        raise ValueError(f"model: {name!r} is no open_clip model and no folder; nearest: {_nearest(known)}")
     if not hub and pretrained is not None and not Path(pretrained).is_file():
         tags = open_clip.list_pretrained_tags_by_model(known)
         # open_clip compares tags without regard to case and dashes
@@ -145,6 +147,14 @@ def _load_open_clip(name: str, pretrained: str | None, device: str) -> LoadedMod
         raise RuntimeError(f"could not get {what}: {first_line(error)}") from error
     _remember(model, f"{name}:{pretrained}" if pretrained else name, {"kind": "open_clip", "name": name})
     return LoadedModel(model, preprocess, tokenizer, name)
+
+
+def _nearest(name: str) -> str:
+    import open_clip
+
+    names = {known.lower(): known for known in ("demo", *open_clip.list_models())}
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.0)
+    return ", ".join(names[match] for match in near)
 
 
 def _remember(

@@ -20,8 +20,8 @@ from .view import view
 
 __all__ = ["Changes", "apply_changes", "find_changes", "tensors"]
 
-# Recorded on their own, as the folder's "preprocess".
-_SKIPPED = frozenset({"training", "preprocess_cfg", "image_mean", "image_std"})
+# The preprocessing has a place of its own in the folder; name_or_path is where transformers found a model.
+_SKIPPED = frozenset({"training", "preprocess_cfg", "image_mean", "image_std", "name_or_path"})
 
 
 @dataclass
@@ -99,7 +99,7 @@ def apply_changes(fresh: nn.Module, changes: Changes) -> None:
 
     """
     for name, length in changes.depth.items():
-        stack = _expect(fresh, name, "a stack of blocks", nn.ModuleList, nn.Sequential)
+        stack: Any = _expect(fresh, name, "a stack of blocks", nn.ModuleList, nn.Sequential)
         del stack[length:]
     for name in (*changes.packed_attention, *changes.split_attention):
         module = _expect(fresh, name, "packed attention", nn.Module)

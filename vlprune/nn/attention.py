@@ -8,16 +8,15 @@ way by the block around them, and turn back into the module they came from witho
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PackedAttention", "SplitAttention", "is_splittable"]
+from .attention_core import AttentionCore, Projected, linear_of
 
-Projected = tuple[Tensor, Tensor, Tensor]
+__all__ = ["PackedAttention", "SplitAttention", "is_splittable"]
 
 
 def is_splittable(module: nn.Module) -> bool:
@@ -36,180 +35,7 @@ def _is_open_clip(module: nn.Module) -> bool:
     return type(module) is getattr(sys.modules.get("open_clip.transformer"), "Attention", None)
 
 
-class _Attention(nn.Module, ABC):
-    """What both forms share: masks, the softmax core, the tail, and the module to turn back into."""
-
-    def __init__(self, embed_dim: int, num_heads: int, head_dim: int | None = None) -> None:
-        super().__init__()
-        if head_dim is None and embed_dim % num_heads:
-            raise ValueError(f"num_heads: expected a divisor of embed_dim={embed_dim}, got {num_heads}")
-        self.embed_dim = embed_dim
-        self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
-        self.batch_first = True
-        self.returns_tuple = False
-        # True in a boolean mask means "blocked" to nn.MultiheadAttention and open_clip 3, "seen" to main
-        self.true_blocks = True
-        self.dropout = 0.0
-        self.logit_scale_max: float | None = None
-        # Numbers, before removal, of the heads that are left: picks their masks where masks come per head.
-        self.kept_heads: tuple[int, ...] | None = None
-        self.logit_scale: nn.Parameter | None = None
-        self.head_scale: nn.Parameter | None = None
-        self.ln_q: nn.Module | None = None
-        self.ln_k: nn.Module | None = None
-        self.ln_inner: nn.Module | None = None
-        self.out_drop: nn.Module | None = None
-        self.out_proj: nn.Module
-        self._origin: tuple[nn.Module, ...] = ()
-
-    def _adopt(self, origin: nn.Module) -> None:
-        """Take over everything of `origin` but its input projections, and keep its empty shell."""
-        if isinstance(origin, nn.MultiheadAttention):
-            self.batch_first, self.returns_tuple = origin.batch_first, True
-            self.dropout = float(origin.dropout)
-            # its out_proj is a subclass that only quantization tells apart; nn.Linear is what others look for
-            self.out_proj = _linear(origin.out_proj.weight, origin.out_proj.bias)
-        else:
-            self.true_blocks = not hasattr(origin, "use_sdpa")
-            self.dropout = float(origin.attn_drop.p)  # type: ignore[arg-type,union-attr]
-            self.logit_scale_max = float(origin.logit_scale_max)  # type: ignore[arg-type]
-            for name in ("logit_scale", "head_scale"):
-                setattr(self, name, getattr(origin, name))
-                setattr(origin, name, None)
-            for name in ("ln_q", "ln_k", "ln_inner", "out_drop"):
-                setattr(self, name, getattr(origin, name))
-                origin._modules[name] = None
-            self.out_proj = origin.get_submodule("out_proj")
-        origin._modules["out_proj"] = None
-        self.train(origin.training)
-        self._origin = (origin,)
-
-    def _release(self) -> nn.Module:
-        """Give everything that `_adopt` took back to the shell and return it."""
-        (origin,) = self._origin
-        out = self.out_proj
-        if isinstance(origin, nn.MultiheadAttention):
-            linear = nn.modules.linear.NonDynamicallyQuantizableLinear(
-                origin.embed_dim, origin.embed_dim, bias=out.bias is not None, device="meta"
-            )
-            linear.weight, linear.bias = out.weight, out.bias  # type: ignore[assignment]
-            out = linear
-        else:
-            for name in ("logit_scale", "head_scale", "ln_q", "ln_k", "ln_inner", "out_drop"):
-                setattr(origin, name, getattr(self, name))
-        origin.out_proj = out
-        origin.train(self.training)
-        self._origin = ()
-        return origin
-
-    @abstractmethod
-    def inputs(self) -> dict[str, nn.Module]:
-        """Return the input projections by name."""
-
-    def can_merge(self) -> bool:
-        """Whether `to_attention` works: plain linear layers, and every head still there."""
-        full = self.num_heads * self.head_dim == self.embed_dim and bool(self._origin)
-        linears = [*self.inputs().values(), self.out_proj]
-        return full and self.kept_heads is None and all(type(m) is nn.Linear for m in linears)
-
-    @abstractmethod
-    def project(self, x: Tensor, k_x: Tensor, v_x: Tensor) -> Projected:
-        """Return q, k and v as [batch, tokens, heads, head_dim], from inputs in the module's own layout."""
-
-    def forward(
-        self,
-        x: Tensor,
-        k_x: Tensor | None = None,
-        v_x: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool | None = None,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> Tensor | tuple[Tensor, None]:
-        """Attend from x [batch, tokens, embed_dim] to k_x and v_x, which are x itself when left out.
-
-        The layout is [tokens, batch, embed_dim] where `batch_first` is False, and a lone sequence
-        [tokens, embed_dim] is accepted. In place of `nn.MultiheadAttention` it returns
-        ``(output, None)``, in place of open_clip's `Attention` the output.
-
-        Raises:
-            ValueError: attention weights are asked for (or, for the tuple form, not declined).
-
-        """
-        if need_weights or (self.returns_tuple and need_weights is None):
-            raise ValueError(
-                f"need_weights: {type(self).__name__} has no attention weights to return; "
-                "pass need_weights=False"
-            )
-        k_x = x if k_x is None else k_x
-        v_x = x if v_x is None else v_x
-        single = x.dim() == 2
-        if single:
-            same_k, same_v = k_x is x, v_x is x
-            batch = 0 if self.batch_first else 1
-            x, key, value = x.unsqueeze(batch), k_x.unsqueeze(batch), v_x.unsqueeze(batch)
-            k_x, v_x = x if same_k else key, x if same_v else value
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        if is_causal and key_padding_mask is not None:
-            if attn_mask is None:
-                raise ValueError("is_causal: with key_padding_mask it needs the causal attn_mask as well")
-            is_causal = False
-        q, k, v = (t.transpose(1, 2) for t in self.project(x, k_x, v_x))
-        mask = None if is_causal else self._mask(attn_mask, key_padding_mask, q)
-        out = self._core(q, k, v, mask, is_causal)
-        out = out.transpose(1, 2).flatten(2)
-        out = out if self.batch_first else out.transpose(0, 1)
-        out = self._tail(out)
-        if single:
-            out = out.squeeze(0 if self.batch_first else 1)
-        return (out, None) if self.returns_tuple else out
-
-    def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
-        mask = attn_mask
-        if mask is not None:
-            if mask.dim() == 3:
-                mask = mask.view(q.shape[0], -1, *mask.shape[1:])
-                if self.kept_heads is not None and mask.shape[1] != self.num_heads:
-                    mask = mask[:, list(self.kept_heads)]
-            mask = _additive(mask, self.true_blocks, q.dtype)
-        if padding is not None:
-            padding = _additive(padding, True, q.dtype)[:, None, None, :]
-            mask = padding if mask is None else mask + padding
-        return mask
-
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        scale = None
-        if self.logit_scale is not None:
-            # cosine similarities times a bounded learned temperature, which is free to ride on q
-            temperature = torch.clamp(self.logit_scale, max=self.logit_scale_max).exp()
-            q, k, scale = F.normalize(q, dim=-1) * temperature, F.normalize(k, dim=-1), 1.0
-        elif self.ln_q is not None and self.ln_k is not None:
-            q, k = self.ln_q(q), self.ln_k(k)
-        out = F.scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
-            scale=scale,
-        )  # fmt: skip
-        return out if self.head_scale is None else out * self.head_scale
-
-    def _by_batch(self, x: Tensor, *sizes: int) -> Tensor:
-        x = x if self.batch_first else x.transpose(0, 1)
-        return x.view(*x.shape[:2], *sizes)
-
-    def _tail(self, x: Tensor) -> Tensor:
-        x = self.out_proj(x if self.ln_inner is None else self.ln_inner(x))
-        return x if self.out_drop is None else self.out_drop(x)
-
-    def extra_repr(self) -> str:
-        """Return the sizes."""
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}"
-
-
-class PackedAttention(_Attention):
+class PackedAttention(AttentionCore):
     """Self-attention over one `qkv` linear layer, read in place as [batch, tokens, 3, heads, head_dim].
 
     Args:
@@ -253,15 +79,15 @@ class PackedAttention(_Attention):
         if not is_splittable(module) or weight is None:
             raise TypeError(f"PackedAttention: cannot stand in for {type(module).__name__}")
         packed = cls(weight.shape[1], int(module.num_heads), device="meta")  # type: ignore[arg-type]
-        packed.qkv = _linear(weight, bias)
+        packed.qkv = linear_of(weight, bias)
         _drop(module, "in_proj_weight", "in_proj_bias")
-        packed._adopt(module)
+        packed.adopt(module)
         return packed
 
     def to_attention(self) -> nn.Module:
         """Move the parameters back into the module they came from and return it; this one is spent."""
         _check_merge(self)
-        origin = self._release()
+        origin = self.release()
         origin.register_parameter("in_proj_weight", self.qkv.weight)  # type: ignore[arg-type]
         origin.register_parameter("in_proj_bias", self.qkv.bias)  # type: ignore[arg-type]
         return origin
@@ -273,7 +99,7 @@ class PackedAttention(_Attention):
     def project(self, x: Tensor, k_x: Tensor, v_x: Tensor) -> Projected:
         """Multiply once where q, k and v share their input, once for each otherwise."""
         if k_x is x and v_x is x:
-            q, k, v = self._by_batch(self.qkv(x), 3, self.num_heads, self.head_dim).unbind(2)
+            q, k, v = self.by_batch(self.qkv(x), 3, self.num_heads, self.head_dim).unbind(2)
             return q, k, v
         inner = self.num_heads * self.head_dim
         parts = []
@@ -284,11 +110,11 @@ class PackedAttention(_Attention):
                 part = F.linear(source, self.qkv.weight[rows], bias)
             else:
                 part = self.qkv(source)[..., rows]
-            parts.append(self._by_batch(part, self.num_heads, self.head_dim))
+            parts.append(self.by_batch(part, self.num_heads, self.head_dim))
         return parts[0], parts[1], parts[2]
 
 
-class SplitAttention(_Attention):
+class SplitAttention(AttentionCore):
     """Attention over separate `q_proj`, `k_proj` and `v_proj`: for cross-attention, and widths that differ.
 
     Args:
@@ -339,9 +165,9 @@ class SplitAttention(_Attention):
         weights = _thirds(packed) if packed is not None else tuple(getattr(module, name) for name in separate)
         biases = (None, None, None) if bias is None else _thirds(bias)
         for name, w, b in zip(split.inputs(), weights, biases, strict=True):
-            setattr(split, name, _linear(w, b))
+            setattr(split, name, linear_of(w, b))
         _drop(module, "in_proj_weight", "in_proj_bias", *separate)
-        split._adopt(module)
+        split.adopt(module)
         return split
 
     _packed = False
@@ -349,7 +175,7 @@ class SplitAttention(_Attention):
     def to_attention(self) -> nn.Module:
         """Move the parameters back into the module they came from and return it; this one is spent."""
         _check_merge(self)
-        origin = self._release()
+        origin = self.release()
         linears = list(self.inputs().values())
         if self._packed:
             origin.register_parameter("in_proj_weight", _joined([m.weight for m in linears]))
@@ -367,23 +193,16 @@ class SplitAttention(_Attention):
         """Multiply each input by its own weight."""
         parts = []
         for linear, source in zip(self.inputs().values(), (x, k_x, v_x), strict=True):
-            parts.append(self._by_batch(linear(source), self.num_heads, self.head_dim))
+            parts.append(self.by_batch(linear(source), self.num_heads, self.head_dim))
         return parts[0], parts[1], parts[2]
 
 
-def _check_merge(attention: _Attention) -> None:
+def _check_merge(attention: AttentionCore) -> None:
     if not attention.can_merge():
         raise ValueError(
             f"{type(attention).__name__}: cannot be merged: it was not made from an attention module, "
             "heads were removed, or a projection is no plain nn.Linear any more"
         )
-
-
-def _linear(weight: Any, bias: Any) -> nn.Linear:
-    """Return a linear layer that owns these very parameters."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight, linear.bias = weight, bias
-    return linear
 
 
 def _drop(module: nn.Module, *names: str) -> None:
@@ -400,10 +219,3 @@ def _joined(parts: list[Any]) -> nn.Parameter | None:
     if parts[0] is None:
         return None
     return nn.Parameter(torch.cat([p.detach() for p in parts]), requires_grad=parts[0].requires_grad)
-
-
-def _additive(mask: Tensor, true_blocks: bool, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    blocked = mask if true_blocks else ~mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(blocked, float("-inf"))
