@@ -35,13 +35,13 @@ def _linear24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Made again rather than kept: z is as large as the output.
         z = torch.ops.vlprune.linear24(rows, values, meta, bias, None, ctx.backend)
         grad = _activation_backward(grad, z, ctx.activation)
-    need_x, need_values, _, need_bias = ctx.needs_input_grad[:4]
     grad_x = grad_values = grad_bias = None
-    if need_x:
+    if ctx.needs_input_grad[0]:
         grad_x = (grad @ torch.ops.vlprune.unpack24(values, meta)).reshape(x.shape)
-    if need_values:
+    if ctx.needs_input_grad[1]:
         grad_values = reference.take24(grad.t() @ rows, meta)
-    if need_bias:
+    # Trailing arguments that equal their defaults were never passed, so nothing is said of them.
+    if bias is not None and ctx.needs_input_grad[3]:
         grad_bias = grad.sum(0)
     return grad_x, grad_values, None, grad_bias, None, None
 

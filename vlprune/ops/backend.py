@@ -25,8 +25,15 @@ _OPS = (
     "linear24",
     "head_attention",
 )
-_NATIVE_OPS = frozenset({"column_sumsq", "wanda_mask", "wanda_pack24", "pack24", "unpack24", "linear24"})
-_NATIVE_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_STORED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_NATIVE_DTYPES = {
+    "column_sumsq": _STORED,
+    "wanda_mask": _STORED,
+    "wanda_pack24": _STORED,
+    "pack24": _STORED,
+    "unpack24": _STORED,
+    "linear24": frozenset({torch.float32, torch.bfloat16}),
+}
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -89,14 +96,15 @@ def why_not(
         raise ValueError(f"why_not: expected an op of {', '.join(_OPS)}, got {op!r}")
     if backend == "torch":
         return None
-    if op not in _NATIVE_OPS:
+    if op not in _NATIVE_DTYPES:
         return f"{op} is composed of PyTorch operators only"
     if _missing is not None:
         return _missing
     if device is not None and torch.device(device).type != "cpu":
         return f"the cpu backend takes tensors on the CPU, not on {torch.device(device).type}"
-    if dtype is not None and dtype not in _NATIVE_DTYPES:
-        return f"the cpu backend computes in float32, bfloat16 and float16, not in {str(dtype)[6:]}"
+    if dtype is not None and dtype not in _NATIVE_DTYPES[op]:
+        allowed = " or ".join(sorted(str(t)[6:] for t in _NATIVE_DTYPES[op]))
+        return f"{op} on the cpu backend takes {allowed}, not {str(dtype)[6:]}"
     return None
 
 
@@ -115,7 +123,7 @@ def runs_natively(op: str, dtype: torch.dtype, backend: str = "auto") -> bool:
     wanted = _override if backend == "auto" else backend
     if wanted == "torch":
         return False
-    if _extension is not None and dtype in _NATIVE_DTYPES:
+    if _extension is not None and dtype in _NATIVE_DTYPES[op]:
         return True
     if wanted == "cpu":
         raise ValueError(f'{op}: backend "cpu" was asked for, but {why_not("cpu", op, dtype=dtype)}')

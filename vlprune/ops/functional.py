@@ -188,7 +188,7 @@ def linear24(
 
     Args:
         x: [..., in], any number of leading dimensions.
-        values: [out, in/2], x's dtype (float32, bfloat16, float16; float64 through PyTorch only).
+        values: [out, in/2] of x's dtype; float16 and float64 have no native form on the CPU.
         meta: uint8 [out, ceil(in/8)], as `pack24` makes it.
         bias: [out] of x's dtype, or None.
         activation: None, "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x)).

@@ -107,12 +107,12 @@ def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
     index = (~nonzero).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(dim=-1).values
     # A stored zero is +0.0: -0.0 means "not kept", so its sign must not survive.
     values = groups.gather(-1, index).reshape(rows, cols // 2)
-    values = values.masked_fill(values == 0, 0)
+    values = values.masked_fill(values == 0, 0).contiguous()
     nibbles = (index[..., 0] | (index[..., 1] << 2)).to(torch.uint8)
     if nibbles.shape[1] % 2:
         nibbles = F.pad(nibbles, (0, 1))
     meta = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
-    return values, meta
+    return values, meta.contiguous()
 
 
 def unpack24(values: Tensor, meta: Tensor) -> Tensor:

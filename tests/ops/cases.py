@@ -1,0 +1,31 @@
+"""What the operator tests share: packed weights, and the native extension where it is built."""
+
+import pytest
+import torch
+
+from vlprune import ops
+
+try:
+    from vlprune import _C as native
+except ImportError:
+    native = None
+
+needs_native = pytest.mark.skipif(native is None, reason="the native extension is not built")
+
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+every_float = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+
+ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
+RUNNING_ISAS = {name: code for name, code in ISAS.items() if native is not None and native.isa_runs(code)}
+every_isa = pytest.mark.parametrize("isa", RUNNING_ISAS.values(), ids=RUNNING_ISAS)
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    """Random-normal numbers, drawn in float32 so that every dtype gets the same ones."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def packed(out, inputs, dtype=torch.float32, seed=0):
+    """``(values, meta)`` of a random weight, scaled as a trained layer's would be."""
+    weight = normal(out, inputs, seed=seed) / inputs**0.5
+    return ops.wanda_pack24(weight.to(dtype), torch.ones(inputs))

@@ -1,0 +1,138 @@
+"""The table of implementations, the reasons, and the override by the environment."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vlprune import ops
+from vlprune.ops import backend
+
+from .cases import native, needs_native
+
+NATIVE = ("column_sumsq", "wanda_mask", "wanda_pack24", "pack24", "unpack24", "linear24")
+COMPOSED = ("wanda_scores", "select", "head_attention")
+
+
+def test_table():
+    table = ops.backends()
+    assert set(table) == {*NATIVE, *COMPOSED}
+    for op, row in table.items():
+        assert set(row) == {"torch", "cpu"}
+        assert row["torch"] is None
+        if op in COMPOSED:
+            assert row["cpu"] == f"{op} is composed of PyTorch operators only"
+        elif native is None:
+            assert row["cpu"].startswith("the native extension is not built: ")
+        else:
+            assert row["cpu"] is None
+
+
+@needs_native
+def test_reasons():
+    assert ops.why_not("cpu", "linear24", dtype=torch.bfloat16, device="cpu") is None
+    assert ops.why_not("torch", "linear24", dtype=torch.float64, device="cuda") is None
+    assert (
+        ops.why_not("cpu", "linear24", dtype=torch.float64)
+        == "linear24 on the cpu backend takes bfloat16 or float32, not float64"
+    )
+    assert (
+        ops.why_not("cpu", "pack24", device="cuda:1")
+        == "the cpu backend takes tensors on the CPU, not on cuda"
+    )
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match="expected a backend of torch, cpu, got 'triton'"):
+        ops.why_not("triton", "linear24")
+    with pytest.raises(ValueError, match=r"expected an op of .*linear24.*, got 'conv24'"):
+        ops.why_not("cpu", "conv24")
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("override", "asked", "dtype", "expected"),
+    [
+        ("auto", "auto", torch.float32, True),
+        ("auto", "auto", torch.float64, False),
+        ("auto", "torch", torch.float32, False),
+        ("torch", "auto", torch.float32, False),
+        ("torch", "cpu", torch.float32, True),
+        ("cpu", "auto", torch.float32, True),
+        ("cpu", "torch", torch.float32, False),
+    ],
+)
+def test_choice(monkeypatch, override, asked, dtype, expected):
+    monkeypatch.setattr(backend, "_override", override)
+    assert backend.runs_natively("linear24", dtype, asked) is expected
+
+
+def test_forced_native_form_refuses_what_it_cannot_do(monkeypatch):
+    monkeypatch.setattr(backend, "_override", "cpu")
+    with pytest.raises(ValueError, match='pack24: backend "cpu" was asked for, but '):
+        ops.pack24(torch.zeros(2, 4, dtype=torch.float64))
+    assert ops.select(torch.ones(1, 4), "2:4").sum() == 2  # has no native form: as always
+
+
+def run(code, **environment):
+    # The child finds the package where this process did.
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+USE = """
+import torch
+from vlprune import ops
+from vlprune.ops import backend, prepared
+values, meta = ops.wanda_pack24(torch.arange(16.).view(2, 8), torch.ones(8))
+print(ops.linear24(torch.ones(1, 8), values, meta).tolist(), len(prepared._cache))
+"""
+RESULT = "[[18.0, 50.0]]"
+
+
+@pytest.mark.parametrize(("override", "entries"), [("torch", 0), ("auto", 1), ("cpu", 1)])
+@needs_native
+def test_environment_chooses(override, entries):
+    result = run(USE, VLPRUNE_BACKEND=override)
+    assert result.stdout.split("\n")[0] == f"{RESULT} {entries}", result.stderr
+
+
+def test_unknown_value_is_refused():
+    result = run("import vlprune.ops", VLPRUNE_BACKEND="gpu")
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith(
+        "ValueError: VLPRUNE_BACKEND: expected one of auto, torch, cpu, got 'gpu'"
+    )
+
+
+WITHOUT_EXTENSION = (
+    """
+import sys
+sys.modules["vlprune._C"] = None
+"""
+    + USE
+    + """
+print(ops.why_not("cpu", "linear24"))
+try:
+    ops.linear24(torch.ones(1, 8), values, meta, backend="cpu")
+except ValueError as error:
+    print(error)
+"""
+)
+
+
+def test_everything_works_without_the_extension():
+    lines = run(WITHOUT_EXTENSION).stdout.split("\n")
+    assert lines[0] == f"{RESULT} 0"
+    assert lines[1].startswith("the native extension is not built: ")
+    assert lines[2].startswith(
+        'linear24: backend "cpu" was asked for, but the native extension is not built: '
+    )

@@ -1,0 +1,109 @@
+"""Every operator's schema, fake, gradient and tracing, checked by torch itself and by compiling it whole."""
+
+import pytest
+import torch
+
+from vlprune import ops
+
+from .cases import normal, packed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def arguments(dtype):
+    """Name -> list of arguments for each operator; what is differentiable requires a gradient."""
+    weight, norm = normal(12, 24, dtype=dtype), normal(24, seed=1).abs()
+    values, meta = packed(12, 24, dtype)
+    dense = ops.unpack24(values, meta)
+    x, bias = normal(2, 5, 24, dtype=dtype), normal(12, dtype=dtype)
+    leaves = [t.detach().clone().requires_grad_() for t in (x, values, bias, dense)]
+    gx, gvalues, gbias, gdense = leaves
+    qkv = normal(2, 7, 36, dtype=dtype).requires_grad_()
+    return {
+        "column_sumsq": [(x,), (x, normal(2, 1)), (x.transpose(0, 1), normal(2) > 0)],
+        "wanda_scores": [(weight, norm), (weight.t(), norm[:12])],
+        "select": [
+            (weight, "2:4"),
+            (weight, "unstructured", 0.3),
+            (weight.t(), "unstructured", 0.3, "layer"),
+        ],
+        "wanda_mask": [
+            (weight, norm),
+            (weight.t(), norm[:12], "1:4"),
+            (weight, norm, "unstructured", 0.3, "layer"),
+        ],
+        "wanda_pack24": [(weight, norm), (weight.t(), norm[:12])],
+        "pack24": [(gdense,), (dense,), (dense.t().contiguous().t(),)],
+        "unpack24": [(gvalues, meta), (values, meta)],
+        "linear24": [
+            (x, values, meta),
+            (gx, gvalues, meta, gbias),
+            (gx, values, meta, bias, "gelu"),
+            (x, gvalues, meta, gbias, "quick_gelu"),
+            (x.transpose(0, 1), values, meta, None, "gelu"),
+        ],
+        "head_attention": [(qkv, 3), (qkv, 2, True), (qkv, 4, False, 0.7)],
+    }
+
+
+CASES = [
+    pytest.param(op, dtype, case, id=f"{op}-{name}-{case}")
+    for name, dtype in DTYPES.items()
+    for op, calls in arguments(dtype).items()
+    for case in range(len(calls))
+]
+every_case = pytest.mark.parametrize(("op", "dtype", "case"), CASES)
+
+
+def test_every_operator_is_here():
+    assert set(arguments(torch.float32)) == set(ops.backends())
+
+
+@every_case
+def test_opcheck(op, dtype, case):
+    torch.library.opcheck(getattr(torch.ops.vlprune, op).default, arguments(dtype)[op][case])
+
+
+@every_case
+def test_compiles_whole(op, dtype, case):
+    torch._dynamo.reset()
+    args = arguments(dtype)[op][case]
+    function = getattr(ops, op)
+    expected = function(*args)
+    # "aot_eager" traces forward and backward as "inductor" does, without compiling C++ for each case.
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(*args)
+    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, expected)), strict=True):
+        assert torch.equal(a, b)
+        if a.requires_grad:
+            leaves = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
+            grads = [torch.autograd.grad(r.square().sum(), leaves) for r in (a, b)]
+            for compiled, eager in zip(*grads, strict=True):
+                assert torch.equal(compiled, eager)
+
+
+def test_compiles_with_inductor_for_any_number_of_tokens():
+    values, meta = packed(12, 24)
+    bias = normal(12)
+
+    @torch.compile(fullgraph=True, dynamic=True)
+    def layer(x):
+        return ops.linear24(x * 2, values, meta, bias, "gelu") + 1
+
+    for tokens in (3, 7, 50):
+        x = normal(2, tokens, 24)
+        expected = ops.linear24(x * 2, values, meta, bias, "gelu") + 1
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+
+
+def test_functions_and_operators_are_the_same():
+    weight, norm = normal(4, 8), normal(8).abs()
+    assert torch.equal(torch.ops.vlprune.wanda_mask(weight, norm), ops.wanda_mask(weight, norm))
+    assert torch.equal(torch.ops.vlprune.select(weight, sparsity=0.5), ops.select(weight, sparsity=0.5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_results_on_other_devices_have_the_right_form(dtype):
+    values, meta = packed(12, 24, dtype)
+    on_meta = ops.linear24(normal(2, 5, 24, dtype=dtype).to("meta"), values.to("meta"), meta.to("meta"))
+    assert on_meta.shape == (2, 5, 12)
+    assert on_meta.dtype is dtype
