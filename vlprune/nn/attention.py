@@ -80,7 +80,7 @@ class PackedAttention(AttentionCore):
             raise TypeError(f"PackedAttention: cannot stand in for {type(module).__name__}")
         packed = cls(weight.shape[1], int(module.num_heads), device="meta")  # type: ignore[arg-type]
         packed.qkv = linear_of(weight, bias)
-        _drop(module, "in_proj_weight", "in_proj_bias")
+        _give(module, in_proj_weight=None, in_proj_bias=None)
         packed.adopt(module)
         return packed
 
@@ -88,8 +88,7 @@ class PackedAttention(AttentionCore):
         """Move the parameters back into the module they came from and return it; this one is spent."""
         _check_merge(self)
         origin = self.release()
-        origin.register_parameter("in_proj_weight", self.qkv.weight)  # type: ignore[arg-type]
-        origin.register_parameter("in_proj_bias", self.qkv.bias)  # type: ignore[arg-type]
+        _give(origin, in_proj_weight=self.qkv.weight, in_proj_bias=self.qkv.bias)
         return origin
 
     def inputs(self) -> dict[str, nn.Module]:
@@ -166,7 +165,7 @@ class SplitAttention(AttentionCore):
         biases = (None, None, None) if bias is None else _thirds(bias)
         for name, w, b in zip(split.inputs(), weights, biases, strict=True):
             setattr(split, name, linear_of(w, b))
-        _drop(module, "in_proj_weight", "in_proj_bias", *separate)
+        _give(module, **dict.fromkeys(("in_proj_weight", "in_proj_bias", *separate)))
         split.adopt(module)
         return split
 
@@ -178,11 +177,10 @@ class SplitAttention(AttentionCore):
         origin = self.release()
         linears = list(self.inputs().values())
         if self._packed:
-            origin.register_parameter("in_proj_weight", _joined([m.weight for m in linears]))
+            _give(origin, in_proj_weight=_joined([m.weight for m in linears]))
         else:
-            for name, linear in self.inputs().items():
-                origin.register_parameter(f"{name}_weight", linear.weight)  # type: ignore[arg-type]
-        origin.register_parameter("in_proj_bias", _joined([m.bias for m in linears]))
+            _give(origin, **{f"{name}_weight": m.weight for name, m in self.inputs().items()})
+        _give(origin, in_proj_bias=_joined([m.bias for m in linears]))
         return origin
 
     def inputs(self) -> dict[str, nn.Module]:
@@ -205,9 +203,10 @@ def _check_merge(attention: AttentionCore) -> None:
         )
 
 
-def _drop(module: nn.Module, *names: str) -> None:
-    for name in names:
-        setattr(module, name, None)
+def _give(module: nn.Module, **parameters: Any) -> None:
+    # not register_parameter: what open_clip leaves out is an attribute that is None, not a parameter
+    for name, parameter in parameters.items():
+        setattr(module, name, parameter)
 
 
 def _thirds(parameter: nn.Parameter) -> tuple[nn.Parameter, ...]:
