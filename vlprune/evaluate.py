@@ -16,7 +16,7 @@ from .data.dataset import require_count
 
 __all__ = ["Metrics", "classifier", "embed_images", "embed_texts", "evaluate", "ranks"]
 
-_BLOCK_ENTRIES = 1 << 24  # similarities held at once: 64 MB of float32
+_BLOCK_ENTRIES = 1 << 22  # similarities held at once: 16 MB of float32
 
 
 @dataclass(frozen=True)
