@@ -53,6 +53,16 @@ def test_leading_dimensions(dtype, leading):
     close(got, exact(x, values, meta, None, None), dtype)
 
 
+@pytest.mark.parametrize(("out", "inputs"), [(0, 8), (6, 0)], ids=["no-outputs", "no-inputs"])
+def test_empty_weights(out, inputs):
+    values, meta = ops.pack24(torch.zeros(out, inputs))
+    x, bias = normal(2, 3, inputs).requires_grad_(), normal(out).requires_grad_()
+    y = ops.linear24(x, values, meta, bias)
+    assert torch.equal(y, bias.expand(2, 3, out))
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.zeros(2, 3, inputs))
+
+
 @every_float
 def test_memory_layouts(dtype):
     values, meta = packed(10, 12, dtype)

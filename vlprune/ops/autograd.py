@@ -29,8 +29,8 @@ def _linear24_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, meta, bias = ctx.saved_tensors
-    rows = x.reshape(-1, x.shape[-1])
-    grad = grad.reshape(-1, values.shape[0])
+    rows = reference.rows_of(x)
+    grad = reference.rows_of(grad)
     if ctx.activation is not None:
         # Made again rather than kept: z is as large as the output.
         z = torch.ops.vlprune.linear24(rows, values, meta, bias, None, ctx.backend)

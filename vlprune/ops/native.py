@@ -20,11 +20,11 @@ def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
     """See `reference.column_sumsq`."""
     if not runs_natively("column_sumsq", x.dtype):
         return reference.column_sumsq(x, token_weight)
-    rows = _rows(x)
+    rows, pitch = _rows(x)
     weight = None if token_weight is None else token_weight.float().expand(x.shape[:-1]).contiguous()
     out = torch.empty(x.shape[-1], dtype=torch.float32)
     extension().column_sumsq(
-        rows.data_ptr(), DTYPE_CODE[x.dtype], rows.shape[0], rows.shape[1], rows.stride(0),
+        rows.data_ptr(), DTYPE_CODE[x.dtype], rows.shape[0], rows.shape[1], pitch,
         _pointer(weight), out.data_ptr(), thread_count(), best_isa(),
     )  # fmt: skip
     return out
@@ -109,23 +109,26 @@ def linear24(
     backend: str = "auto",
 ) -> Tensor:
     """See `reference.linear24`."""
-    if not runs_natively("linear24", x.dtype, backend):
+    if not runs_natively("linear24", x.dtype, backend) or x.shape[-1] == 0:
         return reference.linear24(x, values, meta, bias, activation)
+    out, inputs = values.shape[0], x.shape[-1]
     weight = prepared24(values, meta)
-    rows = _rows(x)
     bias = None if bias is None else bias.contiguous()
-    y = torch.empty(rows.shape[0], values.shape[0], dtype=x.dtype)
+    y = x.new_empty(*x.shape[:-1], out)
+    rows, pitch = (x, inputs) if x.is_contiguous() else _rows(x)
     extension().linear24(
-        rows.data_ptr(), rows.stride(0), weight.pointer, _pointer(bias), DTYPE_CODE[x.dtype],
-        rows.shape[0], values.shape[0], rows.shape[1], ACTIVATION_CODE[activation], y.data_ptr(),
+        rows.data_ptr(), pitch, weight.pointer, _pointer(bias), DTYPE_CODE[x.dtype],
+        x.numel() // inputs, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
         thread_count(), best_isa(),
     )  # fmt: skip
-    return y.view(*x.shape[:-1], values.shape[0])
+    return y
 
 
-def _rows(x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    # [tokens, in] with the inputs next to each other, and the distance from token to token.
+    rows = reference.rows_of(x)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    return rows, rows.stride(0)
 
 
 def _pointer(tensor: Tensor | None) -> int:

@@ -7,6 +7,8 @@ schemas in `library`, because the dispatcher leaves out what equals them.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ __all__ = [
     "not_finite_message",
     "pack24",
     "prune_counts",
+    "rows_of",
     "select",
     "take24",
     "unpack24",
@@ -36,8 +39,8 @@ _ROWS = 4096
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
     """Float32 [in]: sum over the leading dimensions of token_weight * x^2."""
-    rows = x.reshape(-1, x.shape[-1])
-    weight = None if token_weight is None else token_weight.float().expand(x.shape[:-1]).reshape(-1, 1)
+    rows = rows_of(x)
+    weight = None if token_weight is None else rows_of(token_weight.float().expand(x.shape[:-1])[..., None])
     parts = [x.new_zeros(x.shape[-1], dtype=torch.float32)]
     for start in range(0, rows.shape[0], _ROWS):
         squares = rows[start : start + _ROWS].float().square()
@@ -134,7 +137,7 @@ def linear24(
     x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """``act(x W^T + bias)`` through the dense weight."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = rows_of(x)
     y = activate(F.linear(rows, unpack24(values, meta), bias), activation)
     return y.reshape(*x.shape[:-1], values.shape[0])
 
@@ -154,6 +157,11 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
     q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     return out.transpose(1, 2).reshape(batch, length, num_heads * head_dim)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """View [..., in] as [tokens, in], also where one of the two is zero."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def not_24_message(row: int, group: int, entries: list[float]) -> str:
