@@ -1,10 +1,9 @@
 // The prepared weight: blocks of Vec::width output rows x 64 inputs, laid out [input block][row tile].
 //
-// One layout serves both schemes. A kept weight is found by lane (outputs on the lanes: a row of `values`
-// is a vector) and by row (tokens on the lanes: one entry is broadcast). Beside it stand the 2-bit picks of
-// the former and the ready byte offsets into the panel of the latter.
-// Memory: float32 6.25 bytes a kept weight = 0.78 of the dense weight; bfloat16, whose value shares a word
-// with its offset, 4.25 bytes = 1.06 of dense.
+// One layout serves both schemes. With tokens on the lanes a row's kept weights are read four at a time, with
+// their ready byte offsets into the panel; with outputs on the lanes a tile's values are first transposed into
+// a scratch (12 KB, shared by all tokens) and the 2-bit picks, which are the packed meta, choose the inputs.
+// Memory: float32 6.25 bytes a kept weight = 0.78 of the dense weight; bfloat16 4.25 bytes = 1.06 of dense.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -28,36 +27,43 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class V>
 constexpr int panel_tokens = V::width * V::panel_vectors;
 
+constexpr int octet = 8;  // kept weights handled together; a row's count is padded to it
+constexpr int octets_of(int64_t inputs) { return static_cast<int>((inputs + 15) / 16); }
+
+// The values of an octet stand in registers as two quads, each repeated in every 128-bit lane.
+template <class V>
+struct Quads {
+    typename V::reg first, second;
+};
+
 template <class V, class Element>
-struct Block;
-
-template <class V>
-struct Block<V, float> {
-    float values[block_kept][V::width];
+struct Block {
+    struct Row {
+        Element values[block_kept];
+        uint64_t offsets[block_kept / 4];  // four of 16 bits each, the first lowest
+    };
+    Row rows[V::width];
     uint32_t picks[block_picks][V::width];
-    uint16_t offsets[V::width][block_kept];
-
-    typename V::reg by_lane(int kept) const { return V::load(values[kept]); }
-    typename V::reg by_row(int kept, int row) const { return V::set1(values[kept][row]); }
-    int offset(int kept, int row) const { return offsets[row][kept]; }
-    void set(int kept, int row, float value, int offset) {
-        values[kept][row] = value;
-        offsets[row][kept] = static_cast<uint16_t>(offset);
-    }
 };
 
 template <class V>
-struct Block<V, uint16_t> {
-    uint32_t words[block_kept][V::width];  // bfloat16 in the upper half, offset in the lower
-    uint32_t picks[block_picks][V::width];
+inline Quads<V> quads_of(const float* values) {
+    return {V::broadcast4(values), V::broadcast4(values + 4)};
+}
+// Eight bfloat16 are four words: shifted up they give the first quad, masked the second.
+template <class V>
+inline Quads<V> quads_of(const uint16_t* values) {
+    const auto words = V::broadcast4_bits(values);
+    return {V::from_bits(V::template shift_left<16>(words)), V::high_half(words)};
+}
 
-    typename V::reg by_lane(int kept) const { return V::high_half(V::load_bits(words[kept])); }
-    typename V::reg by_row(int kept, int row) const { return V::high_half(V::set1_bits(words[kept][row])); }
-    int offset(int kept, int row) const { return static_cast<uint16_t>(words[kept][row]); }
-    void set(int kept, int row, uint16_t value, int offset) {
-        words[kept][row] = uint32_t(value) << 16 | static_cast<uint32_t>(offset);
-    }
-};
+// Where an octet's kept weight k stands in a row of values.
+constexpr int place_of(int kept, const float*) { return kept; }
+constexpr int place_of(int kept, const uint16_t*) { return kept / octet * octet + kept % 4 * 2 + kept / 4 % 2; }
+
+// And the reverse.
+constexpr int kept_at(int place, const float*) { return place; }
+constexpr int kept_at(int place, const uint16_t*) { return place / octet * octet + place % 2 * 4 + place % 8 / 2; }
 
 inline int meta_nibble(const uint8_t* meta_row, int64_t group) {
     return meta_row[group / 2] >> (group % 2 * 4) & 15;
@@ -66,8 +72,9 @@ inline int meta_nibble(const uint8_t* meta_row, int64_t group) {
 template <class V, class Element>
 struct Prepared {
     using B = Block<V, Element>;
+    static constexpr int row_bytes = panel_tokens<V> * static_cast<int>(sizeof(float));
     static_assert(sizeof(B) % 64 == 0, "blocks start on cache lines");
-    static_assert(block_inputs * panel_tokens<V> * sizeof(float) <= 65536, "offsets have 16 bits");
+    static_assert(block_inputs * row_bytes <= 65536, "offsets have 16 bits");
 
     static int64_t bytes(int64_t out, int64_t in) {
         return ceil_div(out, V::width) * ceil_div(in, block_inputs) * static_cast<int64_t>(sizeof(B));
@@ -82,16 +89,24 @@ struct Prepared {
             for (int64_t tile = 0; tile < tiles; ++tile, ++block) {
                 std::memset(static_cast<void*>(block), 0, sizeof(B));
                 const int rows = static_cast<int>(least(V::width, out - tile * V::width));
-                for (int row = 0; row < rows; ++row) {
+                for (int row = 0; row < V::width; ++row) {
                     const int64_t o = tile * V::width + row;
-                    for (int g = 0; g < count; ++g) {
-                        const int nibble = meta_nibble(meta + o * meta_stride, first_group + g);
-                        block->picks[g / groups_per_pick][row] |= uint32_t(nibble) << g % groups_per_pick * 4;
-                        for (int slot = 0; slot < 2; ++slot) {
-                            const int input = 4 * g + (nibble >> 2 * slot & 3);
-                            block->set(2 * g + slot, row, values[o * (in / 2) + 2 * (first_group + g) + slot],
-                                       input * panel_tokens<V> * static_cast<int>(sizeof(float)));
+                    for (int g = 0; g < block_groups; ++g) {
+                        // Padding points behind the last input, where the panel holds zeros: 0 times a
+                        // token's infinity would be NaN.
+                        int nibble = 0, first_input = 4 * count;
+                        if (row < rows && g < count) {
+                            nibble = meta_nibble(meta + o * meta_stride, first_group + g);
+                            first_input = 4 * g;
+                            const Element* pair = values + o * (in / 2) + 2 * (first_group + g);
+                            block->rows[row].values[place_of(2 * g, pair)] = pair[0];
+                            block->rows[row].values[place_of(2 * g + 1, pair)] = pair[1];
                         }
+                        block->picks[g / groups_per_pick][row] |= uint32_t(nibble) << g % groups_per_pick * 4;
+                        const int low = first_input + (nibble & 3), high = first_input + (nibble >> 2);
+                        const uint64_t offsets = uint64_t(low * row_bytes) | uint64_t(high * row_bytes) << 16;
+                        if (g < 4 * octets_of(4 * count))
+                            block->rows[row].offsets[g / 2] |= offsets << g % 2 * 32;
                     }
                 }
             }

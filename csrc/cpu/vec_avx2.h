@@ -49,7 +49,18 @@ struct Vec {
     static reg broadcast4(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
     static reg pick(reg a, ireg choice) { return _mm256_permutevar_ps(a, choice); }
     static ireg load_bits(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-    static ireg set1_bits(uint32_t bits) { return _mm256_set1_epi32(static_cast<int>(bits)); }
+    static ireg broadcast4_bits(const void* p) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    }
+    static reg from_bits(ireg a) { return _mm256_castsi256_ps(a); }
+    template <int lane>
+    static reg lane4(reg a) {
+        return _mm256_permute_ps(a, lane * 0x55);
+    }
+    template <int bits>
+    static ireg shift_left(ireg a) {
+        return _mm256_slli_epi32(a, bits);
+    }
     template <int bits>
     static ireg shift_right(ireg a) {
         return _mm256_srli_epi32(a, bits);

@@ -49,7 +49,18 @@ struct Vec {
     static reg broadcast4(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
     static reg pick(reg a, ireg choice) { return _mm512_permutevar_ps(a, choice); }
     static ireg load_bits(const uint32_t* p) { return _mm512_loadu_si512(p); }
-    static ireg set1_bits(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
+    static ireg broadcast4_bits(const void* p) {
+        return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    }
+    static reg from_bits(ireg a) { return _mm512_castsi512_ps(a); }
+    template <int lane>
+    static reg lane4(reg a) {
+        return _mm512_permute_ps(a, lane * 0x55);
+    }
+    template <int bits>
+    static ireg shift_left(ireg a) {
+        return _mm512_slli_epi32(a, bits);
+    }
     template <int bits>
     static ireg shift_right(ireg a) {
         return _mm512_srli_epi32(a, bits);

@@ -99,10 +99,22 @@ struct Vec {
         std::memcpy(r.v, p, sizeof r.v);
         return r;
     }
-    static ireg set1_bits(uint32_t bits) {
+    static ireg broadcast4_bits(const void* p) {
         ireg r;
-        for (int i = 0; i < width; ++i) r.v[i] = bits;
+        for (int i = 0; i < width; i += 4) std::memcpy(r.v + i, p, 16);
         return r;
+    }
+    static reg from_bits(ireg a) {
+        return each([&](int i) { return from_bits(a.v[i]); });
+    }
+    template <int lane>
+    static reg lane4(reg a) {
+        return each([&](int i) { return a.v[(i & ~3) | lane]; });
+    }
+    template <int bits>
+    static ireg shift_left(ireg a) {
+        for (int i = 0; i < width; ++i) a.v[i] <<= bits;
+        return a;
     }
     template <int bits>
     static ireg shift_right(ireg a) {
