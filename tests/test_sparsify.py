@@ -187,6 +187,29 @@ def test_linear24_trains_and_uses_the_new_weights():
     assert not torch.allclose(layer(x), first)
 
 
+def test_linear24_under_autocast(clip, batches):
+    """open_clip users evaluate under autocast, which hands bf16 to layers kept in float32."""
+    vlprune.prune_(clip, MagnitudeConfig())
+    before = outputs(clip, batches)
+    vlprune.sparsify_(clip, only_if_faster=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        after = outputs(clip, batches)
+    for pair, reference in zip(after, before, strict=True):
+        for a, b in zip(pair, reference, strict=True):
+            torch.testing.assert_close(a.float(), b, rtol=0.0, atol=0.05)  # unit vectors, bf16 between layers
+
+
+def test_preparing_happens_once(monkeypatch):
+    linear = nn.Linear(16, 8)
+    with torch.no_grad():
+        linear.weight.masked_fill_(~vlprune.ops.select(linear.weight.abs(), "2:4"), 0.0)
+    layer = Linear24.from_linear(linear)
+    monkeypatch.setattr(vlprune.ops.prepared, "_prepare", lambda *_: pytest.fail("prepared a second time"))
+    layer(torch.randn(2, 16))
+    with torch.inference_mode():
+        layer(torch.randn(3, 16))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -13,7 +13,7 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 Isa best_isa();
 bool isa_runs(Isa isa);
 
-// out[j] (+)= sum_t w_t * x[t, j]^2, float32. `weight` may be null (all ones). `ld` is x's row stride.
+// out[j] = sum_t w_t * x[t, j]^2, float32. `weight` may be null (all ones). `ld` is x's row stride.
 void column_sumsq(const void* x, DType dtype, int64_t rows, int64_t cols, int64_t ld,
                   const float* weight, float* out, int threads, Isa isa);
 

@@ -90,7 +90,7 @@ class Linear24(nn.Module):
         packed.meta = meta
         packed.register_parameter("bias", linear.bias)
         packed.train(linear.training)
-        ops.prepare24(values, meta)
+        ops.prepare24(packed.values, packed.meta)
         return packed
 
     def to_linear(self) -> nn.Linear:
@@ -113,7 +113,13 @@ class Linear24(nn.Module):
         return self.values.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in_features] to [..., out_features]."""
+        """Map x [..., in_features] to [..., out_features].
+
+        Under autocast the input is taken to the layer's own dtype, in which its weight was prepared;
+        without, another dtype is an error as it is for `nn.Linear`.
+        """
+        if x.dtype != self.values.dtype and torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.values.dtype)
         return ops.linear24(x, self.values, self.meta, self.bias, self.activation, backend=self.backend)
 
     def extra_repr(self) -> str:
