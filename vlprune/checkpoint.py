@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import itertools
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ._version import __version__
 from .models.build import build_model
 from .models.card import model_card
 from .models.hints import preprocess_hint, tokenizer_hint, write_text_config
-from .models.recipe import Recipe, candidates, recover
+from .models.recipe import Recipe, candidates, recover, uses_fp32_norms
 from .models.saved import (
     CONFIG_FILE,
     FORMAT,
@@ -114,10 +116,13 @@ def _write(model: nn.Module, folder: Path, config: dict[str, Any] | str | None) 
 def _describe(model: nn.Module, folder: Path, config: dict[str, Any] | str | None) -> tuple[Recipe, Changes]:
     """Find a config that builds this model, up to recorded changes."""
     first: list[str] = []
-    recovered = recover(model)
-    tried = [Recipe(_given(config), recovered.fp32_norms)] if config is not None else [recovered]
-    for recipe in (*tried, *(candidates(model) if config is None else ())):
-        if "hf_model_name" in recovered.config["text_cfg"]:
+    if config is not None:
+        recipes: Iterable[Recipe] = [Recipe(_given(config), uses_fp32_norms(model))]
+    else:
+        # lazily: the registry is only searched where the model itself did not tell
+        recipes = itertools.chain([recover(model)], candidates(model))
+    for recipe in recipes:
+        if (folder / "text" / "config.json").is_file() and "text_cfg" in recipe.config:
             recipe.config["text_cfg"]["hf_model_name"] = "text"
         try:
             fresh = build_model(recipe.config, folder, fp32_norms=recipe.fp32_norms, device="meta")
@@ -129,9 +134,7 @@ def _describe(model: nn.Module, folder: Path, config: dict[str, Any] | str | Non
         first = first or problems
     shown = "; ".join(first[:3]) + (f"; and {len(first) - 3} more" if len(first) > 3 else "")
     how = (
-        "the given config"
-        if config is not None
-        else "the config read off it (another can be given as config=)"
+        "the given config" if config is not None else "what it tells of its config (config= can give another)"
     )
     raise ValueError(f"model: cannot be rebuilt from {how}: {shown}")
 

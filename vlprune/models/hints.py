@@ -34,7 +34,9 @@ def write_text_config(model: nn.Module, folder: Path) -> None:
     config = getattr(getattr(model, "text", None), "config", None)
     if config is not None:
         (folder / "text").mkdir()
-        config.to_json_file(str(folder / "text" / "config.json"), use_diff=False)
+        # where it was found is of no use to others
+        written = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+        (folder / "text" / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def tokenizer_hint(model: nn.Module, recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Recipe", "candidates", "known_name", "recover"]
+__all__ = ["Recipe", "candidates", "known_name", "recover", "uses_fp32_norms"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,18 @@ def recover(model: nn.Module) -> Recipe:
         ValueError: another class, or a tower that open_clip does not build.
 
     """
+    try:
+        return Recipe(_recover(model), uses_fp32_norms(model))
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"model: a part is not as open_clip builds it: {error}") from error
+
+
+def uses_fp32_norms(model: nn.Module) -> bool:
+    """Whether the layer norms are the ones that open_clip builds for half precision."""
+    return any(type(norm).__name__ == "LayerNormFp32" for norm in _norms(model))
+
+
+def _recover(model: nn.Module) -> dict[str, Any]:
     kind = type(model)
     if not kind.__module__.startswith("open_clip.") or kind.__name__ not in (
         "CLIP",
@@ -67,8 +79,7 @@ def recover(model: nn.Module) -> Recipe:
         config["nonscalar_logit_scale"] = True
     if m.logit_bias is not None:
         config["init_logit_bias"] = 0.0
-    fp32_norms = any(type(module).__name__ == "LayerNormFp32" for module in _norms(model))
-    return Recipe(config, fp32_norms)
+    return config
 
 
 def candidates(model: nn.Module) -> Iterator[Recipe]:
@@ -84,13 +95,12 @@ def candidates(model: nn.Module) -> Iterator[Recipe]:
 
 
 def known_name(recipe: Recipe) -> str | None:
-    """Name the registered open_clip model with the same config, tokenizer options aside."""
+    """Name the registered open_clip model that agrees in all that the recipe says."""
     import open_clip
 
-    wanted = _normal(recipe.config)
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
-        if config["embed_dim"] == recipe.config["embed_dim"] and _normal(config) == wanted:
+        if config["embed_dim"] == recipe.config["embed_dim"] and _agrees(recipe.config, config):
             return str(name)
     return None
 
@@ -100,18 +110,30 @@ def _alike(own: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(own[key] == other[key] for key in keys if key in own and key in other)
 
 
-def _normal(config: dict[str, Any]) -> dict[str, Any]:
+def _agrees(own: dict[str, Any], other: dict[str, Any]) -> bool:
+    from open_clip.coca_model import MultimodalCfg
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    vision = vars(CLIPVisionCfg(**config["vision_cfg"]))
-    text = vars(CLIPTextCfg(**config["text_cfg"]))
-    # the pad token is not kept by CLIP, the initial value of layer scale by no model
-    for cfg in (vision, text):
-        cfg["ls_init_value"] = cfg["ls_init_value"] is not None
-    ignored = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "pad_id", "timm_model_pretrained")
-    parts = {key: value for cfg in (vision, text) for key, value in cfg.items() if key not in ignored}
-    rest = {k: config.get(k, False) for k in ("quick_gelu", "custom_text", "multimodal_cfg")}
-    return parts | {f"vision_{k}": v for k, v in vision.items()} | rest
+    parts = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
+    if any((part in own) != (part in other) for part in parts):
+        return False
+    if bool(own.get("quick_gelu")) != bool(other.get("quick_gelu")):
+        return False
+    for part in parts.keys() & own.keys():
+        full = vars(parts[part](**other[part]))
+        for key, value in own[part].items():
+            # timm's default pooling goes by '' as well as by its name, layer scale forgets its start
+            if key not in ("timm_pool", "ls_init_value") and not _equal(value, full.get(key)):
+                return False
+        if (full.get("ls_init_value") is None) != (own[part].get("ls_init_value") is None):
+            return False
+    return True
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, int | float):
+        return abs(a - b) < 1e-3
+    return (a or None) == (b or None)
 
 
 def _vision(visual: Any) -> dict[str, Any]:
@@ -226,9 +248,9 @@ def _visual_dim(visual: Any) -> int:
 
 def _block_cfg(blocks: nn.ModuleList, width: int) -> dict[str, Any]:
     """Read what open_clip's blocks share: heads, MLP ratio, layer scale, activation, custom options."""
-    if not len(blocks):
-        raise ValueError("model: a tower without blocks cannot be described")
-    every: list[Any] = list(blocks)
+    every: list[Any] = [block for block in blocks if _is_readable(block)]
+    if not every:
+        raise ValueError("model: no block of a tower has open_clip's attention and MLP")
     first, hidden = every[0], max(int(block.mlp.c_fc.out_features) for block in every)
     ratio = hidden / width
     cfg: dict[str, Any] = {
@@ -252,6 +274,12 @@ def _block_cfg(blocks: nn.ModuleList, width: int) -> dict[str, Any]:
             "scale_fc": not isinstance(first.mlp.ln, nn.Identity),
         }
     return cfg
+
+
+def _is_readable(block: Any) -> bool:
+    # one block that was tampered with is better named by the comparison that follows
+    attention, fc = getattr(block, "attn", None), getattr(getattr(block, "mlp", None), "c_fc", None)
+    return hasattr(attention, "head_dim") and hasattr(fc, "out_features")
 
 
 def _norm_cfg(norm: nn.LayerNorm) -> dict[str, Any]:

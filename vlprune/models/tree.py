@@ -136,10 +136,7 @@ def _expect(model: nn.Module, name: str, what: str, *kinds: type[nn.Module]) -> 
 def _compare_modules(fresh: nn.Module, model: nn.Module, changes: Changes) -> list[str]:
     ours = dict(fresh.named_modules(remove_duplicate=False))
     theirs = dict(model.named_modules(remove_duplicate=False))
-    problems = [
-        f"{name}: {type(theirs[name]).__name__}, which its config lacks" for name in theirs.keys() - ours
-    ]
-    problems += [f"{name}: missing {type(ours[name]).__name__}" for name in ours.keys() - theirs]
+    problems: list[str] = []
     for name in [name for name in theirs if name in ours]:
         module, expected = theirs[name], ours[name]
         if type(module) is not type(expected):
@@ -154,13 +151,16 @@ def _compare_modules(fresh: nn.Module, model: nn.Module, changes: Changes) -> li
                     changes.attributes.setdefault(name, {})[key] = _encode(value)
             elif _function(before.get(key)) != _function(value):
                 problems.append(f"{name}.{key}: {value!r}, expected {before.get(key)!r}")
+    for name in sorted(theirs.keys() ^ ours.keys()):
+        kind = type(theirs[name] if name in theirs else ours[name]).__name__
+        problems.append(f"{name}: {kind}, not in its config" if name in theirs else f"{name}: missing {kind}")
     return problems
 
 
 def _compare_tensors(fresh: nn.Module, model: nn.Module, changes: Changes) -> list[str]:
     ours, theirs = tensors(fresh), tensors(model)
-    problems = [f"{name}: a tensor that its config lacks" for name in theirs.keys() - ours]
-    problems += [f"{name}: missing tensor" for name in ours.keys() - theirs]
+    problems = [f"{name}: tensor not in its config" for name in theirs if name not in ours]
+    problems += [f"{name}: missing tensor" for name in ours if name not in theirs]
     blocks = tuple(f"{block.name}." for tower in view(model).towers.values() for block in tower.blocks)
     for name in [name for name in theirs if name in ours and theirs[name].shape != ours[name].shape]:
         if name.startswith(blocks):
