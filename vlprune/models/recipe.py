@@ -117,6 +117,9 @@ def _agrees(own: dict[str, Any], other: dict[str, Any]) -> bool:
     parts = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
     if any((part in own) != (part in other) for part in parts):
         return False
+    # a transformers tower is only known by the folder its config was written to
+    if "hf_model_name" in own["text_cfg"] or "hf_model_name" in other["text_cfg"]:
+        return False
     if bool(own.get("quick_gelu")) != bool(other.get("quick_gelu")):
         return False
     for part in parts.keys() & own.keys():
