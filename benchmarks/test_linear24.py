@@ -1,4 +1,4 @@
-"""`linear24` and the dense layer at the linear shapes of CLIP towers, grouped so that each pair stands together.
+"""`linear24` and the dense layer at the linear shapes of CLIP towers, each pair in one group.
 
 The ratios that are published come from `vlprune bench`, which interleaves each pair in one run.
 """
