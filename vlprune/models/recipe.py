@@ -84,25 +84,31 @@ def _recover(model: nn.Module) -> dict[str, Any]:
 
 def candidates(model: nn.Module) -> Iterator[Recipe]:
     """Yield the configs of open_clip's registry that have this model's embedding, image and text sizes."""
-    import open_clip
-
     own = recover(model)
-    for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
+    for _, config in _registered(own.config["embed_dim"]):
         pairs = ((own.config[key], config.get(key, {})) for key in ("vision_cfg", "text_cfg"))
-        if config["embed_dim"] == own.config["embed_dim"] and all(_alike(a, b) for a, b in pairs):
+        if all(_alike(a, b) for a, b in pairs):
             yield Recipe(config, own.fp32_norms)
 
 
 def known_name(recipe: Recipe) -> str | None:
     """Name the registered open_clip model that agrees in all that the recipe says."""
+    for name, config in _registered(recipe.config["embed_dim"]):
+        if _agrees(recipe.config, config):
+            return name
+    return None
+
+
+def _registered(embed_dim: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the registered image-text models of an embedding width; later open_clips know other kinds too."""
     import open_clip
 
+    known = {"vision_cfg", "text_cfg", "multimodal_cfg"}
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
-        if config["embed_dim"] == recipe.config["embed_dim"] and _agrees(recipe.config, config):
-            return str(name)
-    return None
+        parts = {key for key in config if key.endswith("_cfg")}
+        if config.get("embed_dim") == embed_dim and {"vision_cfg", "text_cfg"} <= parts <= known:
+            yield name, config
 
 
 def _alike(own: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -123,7 +129,7 @@ def _agrees(own: dict[str, Any], other: dict[str, Any]) -> bool:
     if bool(own.get("quick_gelu")) != bool(other.get("quick_gelu")):
         return False
     for part in parts.keys() & own.keys():
-        full = vars(parts[part](**other[part]))
+        full = vars(parts[part]()) | other[part]
         for key, value in own[part].items():
             # timm's default pooling goes by '' as well as by its name, layer scale forgets its start
             if key not in ("timm_pool", "ls_init_value") and not _equal(value, full.get(key)):
