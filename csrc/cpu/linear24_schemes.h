@@ -6,12 +6,9 @@
 namespace vlprune {
 namespace {
 
-// From this many tokens on, they are put on the lanes.
-constexpr int64_t panel_from = 40;
-
 template <class V, class Element>
 void run_scheme(const Linear24& problem, int part, int parts) {
-    if (problem.tokens >= panel_from)
+    if (problem.tokens >= V::panel_from)
         Panel<V, Element>::run(problem, part, parts);
     else
         Lanes<V, Element>::run(problem, part, parts);

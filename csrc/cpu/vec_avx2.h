@@ -9,6 +9,8 @@ namespace {
 struct Vec {
     static constexpr int width = 8;
     static constexpr int panel_vectors = 12;
+    // From this many tokens on they go on the lanes: at 8, 75 against 68 GF a core; at 16, 84 against 104 (Zen 3).
+    static constexpr int panel_from = 12;
 
     using reg = __m256;
     using ireg = __m256i;
@@ -86,6 +88,7 @@ struct Vec {
         }
     }
     static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+    static void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 };
 
 }  // namespace

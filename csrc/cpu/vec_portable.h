@@ -10,6 +10,7 @@ namespace {
 struct Vec {
     static constexpr int width = 16;
     static constexpr int panel_vectors = 8;
+    static constexpr int panel_from = 25;
 
     struct reg {
         float v[width];
@@ -133,6 +134,7 @@ struct Vec {
             }
     }
     static void prefetch(const void*) {}
+    static void prefetch_to_write(const void*) {}
 };
 
 }  // namespace
