@@ -27,14 +27,16 @@ from .models.saved import (
     FORMAT,
     FORMAT_VERSION,
     WEIGHTS_FILE,
-    is_24,
     is_saved_folder,
     read_folder,
     remembered,
 )
 from .models.tree import Changes, find_changes, tensors
+from .patterns import Pattern
 
 __all__ = ["from_pretrained", "save_pretrained"]
+
+_PATTERN = Pattern.parse("2:4")
 
 
 def save_pretrained(
@@ -165,7 +167,7 @@ def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             continue
         first[id(tensor)] = name
         held = tensor.detach().cpu()
-        if is_24(held):
+        if held.is_floating_point() and held.numel() and _PATTERN.holds(held):
             packed.append(name)
             stored[f"{name}.values"], stored[f"{name}.meta"] = ops.pack24(held.contiguous())
         else:

@@ -121,7 +121,7 @@ def test_a_failed_download_is_one_error(monkeypatch):
         raise RuntimeError("Failed to download weights: no route\nmore\nlines")
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
-    with pytest.raises(RuntimeError, match=r"could not get ViT-B-32 \(openai\): Failed.*no route$"):
+    with pytest.raises(OSError, match=r"could not get ViT-B-32 \(openai\): Failed.*no route$"):
         models.load_model("ViT-B-32", "openai")
 
 

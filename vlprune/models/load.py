@@ -48,7 +48,7 @@ def load_model(name: str, pretrained: str | None = None, device: str = "cpu") ->
     Raises:
         ValueError: an unknown name (the nearest are listed) or tag (all are listed), or a folder that
             cannot be loaded.
-        RuntimeError: the weights could not be downloaded.
+        OSError: the weights could not be downloaded.
 
     """
     if name == "demo" or Path(name).is_dir():
@@ -144,7 +144,7 @@ def _load_open_clip(name: str, pretrained: str | None, device: str) -> LoadedMod
             tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
         what = f"{name} ({pretrained})" if pretrained else name
-        raise RuntimeError(f"could not get {what}: {first_line(error)}") from error
+        raise OSError(f"could not get {what}: {first_line(error)}") from error
     _remember(model, f"{name}:{pretrained}" if pretrained else name, {"kind": "open_clip", "name": name})
     return LoadedModel(model, preprocess, tokenizer, name)
 

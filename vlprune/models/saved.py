@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -167,11 +166,3 @@ def _as_held(tensor: Tensor, expected: Tensor, trains: bool) -> Tensor:
     if not isinstance(expected, nn.Parameter):
         return tensor
     return nn.Parameter(tensor, requires_grad=trains and tensor.is_floating_point())
-
-
-def is_24(weight: Tensor) -> bool:
-    """Whether every 4 consecutive inputs of a matrix hold at most 2 non-zeros."""
-    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    if weight.dim() != 2 or weight.dtype not in floats or not weight.numel() or weight.shape[1] % 4:
-        return False
-    return bool(weight.ne(0).view(weight.shape[0], -1, 4).sum(-1).le(2).all())
