@@ -43,6 +43,8 @@ def _load(args: argparse.Namespace) -> LoadedModel:
     if not Path(name).exists() and not name.startswith(("hf-hub:", "local-dir:")):
         name, _, pretrained = name.partition(":")
     loaded = load_model(name, pretrained or None, device=args.device)
+    if name != "demo" and not pretrained and not Path(name).exists():
+        print(f"{name}: no pretrained tag was given, the weights are random", file=sys.stderr)
     loaded.model.to(_DTYPES[args.dtype])
     return loaded
 
