@@ -4,6 +4,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <vector>
 
 #include "parallel.h"
 
@@ -65,7 +66,8 @@ void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias
               int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa) {
     const Linear24Variant& chosen = variant(dtype, isa);
     if (tokens <= 0 || out <= 0) return;
-    const Linear24 problem{x, ldx, prepared, bias, tokens, out, in, act, y};
+    std::vector<Cursor> cursors(static_cast<size_t>(threads));
+    const Linear24 problem{x, ldx, prepared, bias, tokens, out, in, act, y, cursors.data()};
     parallel_parts(threads, [&](int part, int parts) { chosen.run(problem, part, parts); });
 }
 

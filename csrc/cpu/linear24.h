@@ -16,6 +16,12 @@ struct Linear24 {
     int64_t tokens, out, in;
     Activation activation;
     void* y;
+    struct Cursor* cursors;  // one a part, all at zero
+};
+
+// How far a part's own share of the work units is claimed; on a cache line of its own.
+struct alignas(64) Cursor {
+    int64_t claimed;
 };
 
 // One instruction set and dtype. `run` does share `part` of `parts`; the shares write disjoint outputs.

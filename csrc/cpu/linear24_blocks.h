@@ -23,6 +23,21 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// The next work unit for `part`, or -1: first those of its own equal share of [0, total), in order, so that a
+// thread meets the same weights from call to call; then what other parts have not yet come to, because
+// threads do not run equally fast.
+inline int64_t claim(const Linear24& p, int64_t total, int part, int parts) {
+    for (int i = 0; i < parts; ++i) {
+        const int owner = part + i < parts ? part + i : part + i - parts;
+        const int64_t begin = total * owner / parts, end = total * (owner + 1) / parts;
+        int64_t* claimed = &p.cursors[owner].claimed;
+        if (__atomic_load_n(claimed, __ATOMIC_RELAXED) >= end - begin) continue;
+        const int64_t unit = begin + __atomic_fetch_add(claimed, 1, __ATOMIC_RELAXED);
+        if (unit < end) return unit;
+    }
+    return -1;
+}
+
 // A panel row holds one input of this many tokens.
 template <class V>
 constexpr int panel_tokens = V::width * V::panel_vectors;

@@ -141,47 +141,62 @@ struct Panel {
         const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, block_inputs);
         const auto* blocks = static_cast<const B*>(p.prepared);
         const Multiply multiply_block = multiply_for(ceil_div(tokens, W));
-        for (int64_t chunk = first_unit; chunk < last_unit; chunk += chunk_units) {
-            const int64_t end = least(chunk + chunk_units, last_unit);
-            for (int64_t k = 0; k < input_blocks; ++k) {
-                const int octets = octets_of(least(block_inputs, p.in - k * block_inputs));
-                const float* panel = panels + k * block_inputs * stride;
-                for (int64_t unit = chunk; unit < end; ++unit) {
-                    float* unit_sums = sums + (unit - chunk) * unit_rows * stride;
-                    if (k == input_blocks - 1) prefetch_output(p, token, tokens, unit * unit_rows);
-                    for (int i = 0; i < unit_tiles; ++i) {
-                        const int64_t tile = unit * unit_tiles + i;
-                        if (tile >= tiles) break;
-                        float bias[W];
-                        if (k == 0) load_bias<V, Element>(p.bias, tile * W, p.out, bias);
-                        multiply_block(panel, blocks[k * tiles + tile], octets, k == 0 ? bias : nullptr,
-                                       unit_sums + i * W * stride);
-                    }
-                    if (k == input_blocks - 1) finish(p, unit_sums, token, tokens, unit * unit_rows);
+        for (int64_t k = 0; k < input_blocks; ++k) {
+            const int octets = octets_of(least(block_inputs, p.in - k * block_inputs));
+            const float* panel = panels + k * block_inputs * stride;
+            for (int64_t unit = first_unit; unit < last_unit; ++unit) {
+                float* unit_sums = sums + (unit - first_unit) * unit_rows * stride;
+                if (k == input_blocks - 1) prefetch_output(p, token, tokens, unit * unit_rows);
+                for (int i = 0; i < unit_tiles; ++i) {
+                    const int64_t tile = unit * unit_tiles + i;
+                    if (tile >= tiles) break;
+                    float bias[W];
+                    if (k == 0) load_bias<V, Element>(p.bias, tile * W, p.out, bias);
+                    multiply_block(panel, blocks[k * tiles + tile], octets, k == 0 ? bias : nullptr,
+                                   unit_sums + i * W * stride);
                 }
+                if (k == input_blocks - 1) finish(p, unit_sums, token, tokens, unit * unit_rows);
             }
         }
     }
 
-    // The work is the sequence (token block, unit of rows); each part takes an equal run of it, so few
-    // tokens on many threads split over rows, and a token block is packed by no more parts than touch it.
+    // Pieces that the rows of a token block are cut into: at most chunk_units each, about eight pieces of work
+    // for each part but none below 128 rows (for which loading a panel begins to tell), and at least as many
+    // as there are parts, evenly divided among them.
+    static int64_t pieces_of(int64_t units, int64_t token_blocks, int parts) {
+        int64_t pieces = least(ceil_div(8 * parts, token_blocks), ceil_div(units, 8));
+        pieces = most(pieces, ceil_div(units, chunk_units));
+        int64_t common = token_blocks, rest = parts;
+        while (rest != 0) {
+            const int64_t next = common % rest;
+            common = rest;
+            rest = next;
+        }
+        const int64_t step = parts / common;
+        return least(units, ceil_div(pieces, step) * step);
+    }
+
     static void run(const Linear24& p, int part, int parts) {
         const int64_t vectors = ceil_div(p.tokens, W), units = ceil_div(p.out, unit_rows);
         int64_t token_blocks = ceil_div(vectors, V::panel_vectors);
         token_blocks = most(token_blocks, least(vectors, ceil_div(parts, units)));
-        const int64_t total = token_blocks * units;
-        const int64_t begin = total * part / parts, end = total * (part + 1) / parts;
-        if (begin == end) return;
+        const int64_t pieces = pieces_of(units, token_blocks, parts);
         const size_t panel_floats = static_cast<size_t>(ceil_div(p.in, block_inputs) * block_inputs * stride);
-        auto* panels =
-            static_cast<float*>(linear24_workspace((panel_floats + chunk_units * unit_rows * stride) * sizeof(float)));
-        for (int64_t at = begin; at < end;) {
-            const int64_t block = at / units, stop = least(end, (block + 1) * units);
-            const int64_t token = vectors * block / token_blocks * W;
-            const int64_t tokens = least(vectors * (block + 1) / token_blocks * W, p.tokens) - token;
-            pack(p, token, tokens, panels);
-            run_rows(p, panels, panels + panel_floats, token, tokens, at - block * units, stop - block * units);
-            at = stop;
+        float* panels = nullptr;
+        int64_t packed = -1, token = 0, tokens = 0;
+        for (int64_t at; (at = claim(p, token_blocks * pieces, part, parts)) >= 0;) {
+            if (panels == nullptr)
+                panels = static_cast<float*>(
+                    linear24_workspace((panel_floats + chunk_units * unit_rows * stride) * sizeof(float)));
+            const int64_t block = at / pieces, piece = at % pieces;
+            if (block != packed) {
+                token = vectors * block / token_blocks * W;
+                tokens = least(vectors * (block + 1) / token_blocks * W, p.tokens) - token;
+                pack(p, token, tokens, panels);
+                packed = block;
+            }
+            run_rows(p, panels, panels + panel_floats, token, tokens, units * piece / pieces,
+                     units * (piece + 1) / pieces);
         }
     }
 };
