@@ -101,7 +101,8 @@ def main() -> None:
                 ratios.append(row["speedup"])
                 print(
                     f"{name:9} {f'{inputs}->{out}':12} {tokens:6} {row['dense_ms']:9.3f} "
-                    f"{row['sparse_ms']:9.3f} {row['dense_gflops']:9.0f} {row['sparse_gflops']:7.0f} {row['speedup']:6.2f}",
+                    f"{row['sparse_ms']:9.3f} {row['dense_gflops']:9.0f} "
+                    f"{row['sparse_gflops']:7.0f} {row['speedup']:6.2f}",
                     flush=True,
                 )
         print(f"{name}: geometric mean {math.exp(statistics.fmean(map(math.log, ratios))):.2f}")

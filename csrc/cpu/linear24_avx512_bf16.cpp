@@ -63,6 +63,7 @@ __m512i shuffle_controls() {
     return _mm512_loadu_si512(control);
 }
 
+// The loop of twelve tokens has 45 instructions a group and no spills (GCC 12).
 template <int tokens>
 void multiply(const uint16_t* x, int64_t ldx, const Step* step, int64_t groups, const float* start,
               int64_t start_stride, float* sums) {
@@ -117,18 +118,16 @@ void run_tile(const Linear24& p, int64_t token, int64_t tokens, int64_t tile, fl
     }
 }
 
-// The work is the sequence (run of tokens that fits the cache, row tile), cut into equal parts.
+// A unit of work is one row tile for a run of tokens that fits the cache.
 void run(const Linear24& p, int part, int parts) {
     const int64_t tiles = ceil_div(p.out, tile_rows);
     int64_t resident = resident_bytes / (p.in * int64_t(sizeof(uint16_t)));
     resident = most(token_registers, resident / token_registers * token_registers);
     int64_t runs = ceil_div(p.tokens, resident);
     runs = most(runs, least(p.tokens, ceil_div(parts, tiles)));
-    const int64_t total = runs * tiles, begin = total * part / parts, end = total * (part + 1) / parts;
-    if (begin == end) return;
     auto* sums = static_cast<float*>(
         linear24_workspace(static_cast<size_t>(ceil_div(p.tokens, runs) * tile_rows) * sizeof(float)));
-    for (int64_t at = begin; at < end; ++at) {
+    for (int64_t at; (at = claim(p, runs * tiles, part, parts)) >= 0;) {
         const int64_t r = at / tiles, token = p.tokens * r / runs;
         run_tile(p, token, p.tokens * (r + 1) / runs - token, at % tiles, sums);
     }
