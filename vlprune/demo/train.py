@@ -36,14 +36,14 @@ MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound
 class TrainSettings:
     """Everything besides the model's shape that decides the weights."""
 
-    steps: int = 2000
+    steps: int = 1100
     batch: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 100
     seed: int = 0
     threads: int = 1
-    save_every: int = 100
+    save_every: int = 50
 
 
 class SceneBatches(Dataset[tuple[Tensor, Tensor]]):
