@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vlprune import MagnitudeConfig, PatternError, Uniform, WandaConfig
+from vlprune import MagnitudeConfig, PatternError, PerTower, Uniform, WandaConfig
 from vlprune.config import config_from_dict
 from vlprune.patterns import Pattern
 
@@ -16,8 +16,9 @@ from vlprune.patterns import Pattern
         WandaConfig(),
         WandaConfig(pattern="1:4", targets=("visual",), ignore=("*.c_proj",), activations="dense"),
         MagnitudeConfig(pattern="unstructured", sparsity=0.7, scope="layer", samples=5),
+        WandaConfig(pattern="unstructured", allocation=PerTower(visual=0.4, text=0.6)),
     ],
-    ids=["default", "wanda 1:4", "magnitude 70 %"],
+    ids=["default", "wanda 1:4", "magnitude 70 %", "per tower"],
 )
 def test_round_trip_through_json(config):
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -29,9 +30,11 @@ def test_round_trip_through_json(config):
         ({"method": "wander"}, "expected method to be one of magnitude, wanda, got 'wander'"),
         ({"version": 2}, "expected version 1, got 2"),
         ({"sparsty": 0.5}, "unknown field 'sparsty'"),
-        ({"allocation": {"kind": "owl"}}, "expected kind to be one of uniform, got 'owl'"),
+        ({"allocation": 5}, "expected kind to be one of"),
+        ({"allocation": {"kind": "uniform", "p": 1}}, "unknown field 'p'"),
+        ({"allocation": {"kind": "owl"}}, "expected kind to be one of uniform, per_tower, got .*'owl'"),
     ],
-    ids=["method", "version", "field", "allocation"],
+    ids=["method", "version", "field", "no allocation", "field of it", "allocation"],
 )
 def test_broken_file(change, message):
     with pytest.raises(ValueError, match=message):
@@ -74,4 +77,5 @@ def test_pattern_holds():
 
 
 def test_uniform_gives_each_layer_the_same():
-    assert Uniform().sparsities({"a": 10, "b": 1}, 0.3) == {"a": 0.3, "b": 0.3}
+    towers = {"a": "visual", "b": "text"}
+    assert Uniform().sparsities({"a": 10, "b": 1}, towers, Pattern(), 0.3) == {"a": 0.3, "b": 0.3}

@@ -1,7 +1,5 @@
 """The timing harness: order, counts, statistics, and the gate before it."""
 
-import time
-
 import pytest
 import torch
 
@@ -14,18 +12,35 @@ def test_candidates_are_interleaved():
     assert calls == ["a", "b"] * 9
 
 
-def test_a_known_ratio_is_found():
-    times = measure.compare(
-        {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.005)}, warmup=1, rounds=8
-    )
-    ratio = times["slow"].median / times["fast"].median
-    assert 3.0 < ratio < 5.0  # 4, less what a sleep oversleeps
-    assert times["slow"].samples == 8
+def test_a_known_ratio_is_found(monkeypatch):
+    """Under a clock of our own the ratio of the medians is exact, and drift hits both alike."""
+    now = 0.0
+
+    def work(seconds):
+        nonlocal now
+        now += seconds * (1 + now)  # the machine gets slower and slower
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    times = measure.compare({"slow": lambda: work(4e-3), "fast": lambda: work(1e-3)}, warmup=1, rounds=9)
+    assert times["slow"].samples == times["fast"].samples == 9
+    assert times["slow"].median / times["fast"].median == pytest.approx(4.0, rel=0.02)
     assert times["slow"].p20 <= times["slow"].median <= times["slow"].p80
 
 
+def test_short_calls_get_more_rounds(monkeypatch):
+    now = 0.0
+
+    def work():
+        nonlocal now
+        now += 1e-3
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    times = measure.compare({"a": work}, warmup=0, rounds=5, min_seconds=0.05)
+    assert times["a"].samples == pytest.approx(50, abs=1)
+
+
 def test_budget_cuts_rounds_but_leaves_five():
-    times = measure.compare({"a": lambda: time.sleep(0.01)}, warmup=0, rounds=500, max_seconds=0.0)
+    times = measure.compare({"a": lambda: None}, warmup=0, rounds=500, max_seconds=0.0)
     assert times["a"].samples == 5
 
 

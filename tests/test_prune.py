@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from conftest import TINY_CLIP
 from torch import nn
 
 import vlprune
-from vlprune import MagnitudeConfig, NoMatchError, PatternError, WandaConfig, models, ops
+from vlprune import MagnitudeConfig, NoMatchError, PatternError, PerTower, WandaConfig, models, ops
 
 
 def weights(model):
@@ -80,22 +81,64 @@ def test_sequential_activations_come_from_pruned_predecessors(clip, batches):
     models.split_attention_(dense)
     vlprune.prune_(clip, WandaConfig(), batches)
     models.split_attention_(clip)
+    assert_masks_follow(clip, dense, batches)
+
+
+@pytest.mark.parametrize(
+    "targets", [("text",), ("visual.transformer.resblocks.[02].*",)], ids=["text", "gaps"]
+)
+def test_untargeted_blocks_are_passed_through(clip, batches, targets):
+    dense = copy.deepcopy(clip)
+    models.split_attention_(dense)
+    vlprune.prune_(clip, WandaConfig(targets=targets), batches)
+    models.split_attention_(clip)
+    assert_masks_follow(clip, dense, batches)
+
+
+def test_block_that_writes_into_its_input(clip, batches):
+    """An in-place residual must not reach what the next block is calibrated on."""
+
+    def in_place(block):
+        def forward(x, attn_mask=None, **_):
+            y = block.ln_1(x)
+            x += block.attn(y, y, y, need_weights=False, attn_mask=attn_mask)[0]
+            x += block.mlp(block.ln_2(x))
+            return x
+
+        return forward
+
+    dense = copy.deepcopy(clip)
+    models.split_attention_(dense)
+    for block in clip.visual.transformer.resblocks:
+        block.forward = in_place(block)
+    vlprune.prune_(clip, WandaConfig(), batches)
+    assert all("forward" in vars(block) for block in clip.visual.transformer.resblocks)
+    for block in clip.visual.transformer.resblocks:
+        del block.forward
+    models.split_attention_(clip)
+    assert_masks_follow(clip, dense, batches)
+
+
+def assert_masks_follow(pruned, dense, batches):
+    """Each layer's mask is Wanda's on the inputs it gets with its own block dense, all before it pruned."""
     differs = 0
-    for tower in models.view(clip).towers.values():
+    for tower in models.view(pruned).towers.values():
         for block in tower.blocks:
-            # pruned model with this one block dense: exactly what its layers saw when calibrated
-            partly = copy.deepcopy(clip)
+            partly = copy.deepcopy(pruned)
             partly.get_submodule(block.name).load_state_dict(dense.get_submodule(block.name).state_dict())
             for name in block.linears():
-                x = brute_force_inputs(partly, name, batches).double()
-                norm = (x.square().sum((0, 1)) / len(x)).sqrt().float()
-                weight = dense.get_submodule(name).weight
-                keep = clip.get_submodule(name).weight != 0
-                assert (keep == ops.select(weight.abs() * norm, "2:4")).float().mean() > 0.999, name
-                x = brute_force_inputs(dense, name, batches).double()
-                norm = (x.square().sum((0, 1)) / len(x)).sqrt().float()
-                differs += int((keep != ops.select(weight.abs() * norm, "2:4")).sum())
-    assert differs > 0  # otherwise the test could not tell sequential from dense
+                keep = pruned.get_submodule(name).weight != 0
+                if keep.all():
+                    continue
+                assert (keep == mask_from(partly, name, batches)).float().mean() > 0.999, name
+                differs += int((keep != mask_from(dense, name, batches)).sum())
+    assert differs > 0  # otherwise this could not tell sequential from dense
+
+
+def mask_from(model, name, batches):
+    x = brute_force_inputs(model, name, batches).double()
+    norm = (x.square().sum((0, 1)) / len(x)).sqrt().float()
+    return ops.select(model.get_submodule(name).weight.abs() * norm, "2:4")
 
 
 def test_sequential_reaches_both_towers_of_a_model_with_cross_attention():
@@ -114,9 +157,13 @@ def test_sequential_reaches_both_towers_of_a_model_with_cross_attention():
         },
     ).eval()  # fmt: skip
     batches = [(torch.randn(3, 3, 32, 32), torch.randint(1, 50, (3, 13))) for _ in range(2)]
+    dense = copy.deepcopy(coca)
+    models.split_attention_(dense)
     report = vlprune.prune_(coca, WandaConfig(), batches)
     assert report.sparsity == 0.5
     assert any("cross_attn" in layer.name for layer in report.layers)
+    models.split_attention_(coca)
+    assert_masks_follow(coca, dense, batches)
 
 
 def test_magnitude_needs_no_data_and_keeps_the_largest(clip):
@@ -199,8 +246,12 @@ def test_width_that_groups_do_not_tile_is_named(batches):
     [
         (WandaConfig(), None, "wanda needs calibration data"),
         (WandaConfig(), [], "at least one batch"),
+        (WandaConfig(), "demo", r"expected data of load_data, .* got 'demo'"),
+        (WandaConfig(), 3, "expected data of load_data, .* got 3"),
+        (WandaConfig(), [torch.zeros(2, 3, 32, 32)], "expected data of load_data"),
+        ("2:4", None, "config: expected a config such as WandaConfig"),
     ],
-    ids=["no data", "empty data"],
+    ids=["no data", "empty data", "a spec", "a number", "images alone", "no config"],
 )
 def test_missing_data(clip, config, data, message):
     with pytest.raises(ValueError, match=message):
@@ -217,7 +268,11 @@ def test_missing_data(clip, config, data, message):
         ({"scope": "column"}, "scope: expected one of row, layer, got 'column'"),
         ({"activations": "both"}, "activations: expected one of sequential, dense"),
         ({"targets": "visual"}, "targets: expected a sequence"),
-        ({"samples": 0}, "samples: expected at least 1"),
+        ({"samples": 0}, "samples: expected a whole number of at least 1, got 0"),
+        ({"pattern": "unstructured", "sparsity": "0.5"}, "got '0.5'"),
+        ({"samples": "5"}, "samples: expected a whole number of at least 1, got '5'"),
+        ({"allocation": PerTower(visual=0.4)}, '"2:4" fixes every sparsity, PerTower cannot'),
+        ({"pattern": "unstructured", "allocation": PerTower(visual=0.4)}, "sparsity: required"),
         ({"allocation": 0.5}, "allocation: expected an allocation"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
@@ -232,6 +287,67 @@ def test_bf16_model(clip, batches):
     vlprune.prune_(clip, WandaConfig(), batches)
     keep = vlprune.masks(clip)["transformer.resblocks.1.mlp.c_fc.weight"]
     assert (keep.reshape(-1, 4).sum(1) == 2).all()
+
+
+def test_half_precision_model_with_float32_norms(batches):
+    """open_clip's own bf16 form keeps some parameters, the first among them, in float32."""
+    from open_clip.model import CLIP, convert_weights_to_lp
+
+    clip = CLIP(**TINY_CLIP, cast_dtype=torch.bfloat16).eval()
+    convert_weights_to_lp(clip, torch.bfloat16)
+    assert vlprune.prune_(clip, WandaConfig(), batches).sparsity == 0.5
+    vlprune.sparsify_(clip, example=2)
+
+
+def test_modes_of_single_modules_stay(clip):
+    clip.train()
+    clip.visual.eval()
+    vlprune.prune_(clip, MagnitudeConfig())
+    vlprune.sparsify_(clip, example=2)
+    assert clip.training
+    assert not clip.visual.training
+    assert clip.transformer.training
+
+
+def test_samples_bound_what_is_used(clip, batches):
+    few, all_of_it = copy.deepcopy(clip), copy.deepcopy(clip)
+    vlprune.prune_(few, WandaConfig(samples=6), batches)
+    vlprune.prune_(all_of_it, WandaConfig(), [batches[0], (batches[1][0][:2], batches[1][1][:2])])
+    for a, b in zip(few.parameters(), all_of_it.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_batch_alone_is_data(clip, batches):
+    assert vlprune.prune_(clip, WandaConfig(), batches[0]).sparsity == 0.5
+
+
+def test_per_tower_sparsities(clip):
+    allocation = PerTower(visual=0.25, text=0.75)
+    vlprune.prune_(clip, MagnitudeConfig(pattern="unstructured", allocation=allocation))
+    for name, keep in vlprune.masks(clip).items():
+        share = 0.25 if name.startswith("visual.") else 0.75
+        assert (~keep).sum(1).tolist() == [int(keep.shape[1] * share)] * len(keep)
+
+
+def test_parametrized_weight_is_refused(clip):
+    nn.utils.parametrizations.weight_norm(clip.visual.transformer.resblocks[1].mlp.c_fc)
+    with pytest.raises(ValueError, match=r"resblocks\.1\.mlp\.c_fc: its weight is computed"):
+        vlprune.prune_(clip, MagnitudeConfig())
+    assert vlprune.masks(clip) == {}
+
+
+def test_packed_layers_are_refused_by_name(clip):
+    vlprune.prune_(clip, MagnitudeConfig())
+    vlprune.sparsify_(clip, only_if_faster=False, filter_fn=lambda module, name: name.endswith("c_proj"))
+    with pytest.raises(ValueError, match=r"resblocks\.0\.mlp\.c_proj: a Linear24 cannot be pruned"):
+        vlprune.prune_(clip, MagnitudeConfig(pattern="1:4"))
+
+
+def test_pruning_inside_inference_mode_leaves_a_model_that_trains(clip, batches):
+    with torch.inference_mode():
+        vlprune.prune_(clip, WandaConfig(), batches)
+        vlprune.sparsify_(clip, only_if_faster=False)
+    clip(*batches[0])[0].sum().backward()
 
 
 def test_masks_move_to_another_model(clip, batches):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_clip
 from torch import nn
 
 import vlprune
@@ -133,8 +134,58 @@ def test_filter_fn(clip):
 def test_wrong_result_is_never_swapped_in(clip, monkeypatch):
     vlprune.prune_(clip, MagnitudeConfig())
     monkeypatch.setattr(Linear24, "forward", lambda self, x: F.linear(x, self.weight, self.bias) + 0.5)
+    modules = dict(clip.named_modules())
     with pytest.raises(ValueError, match=r"attn\.qkv: largest error"):
         vlprune.sparsify_(clip)
+    assert dict(clip.named_modules()).keys() == modules.keys()
+
+
+def test_failure_half_way_puts_everything_back(clip, batches, monkeypatch):
+    vlprune.prune_(clip, MagnitudeConfig())
+    types = [(name, type(m)) for name, m in clip.named_modules()]
+    before, real, calls = outputs(clip, batches), Linear24.from_linear, []
+
+    def failing(linear, *args):
+        calls.append(linear)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(linear, *args)
+
+    monkeypatch.setattr(Linear24, "from_linear", failing)
+    with pytest.raises(KeyboardInterrupt):
+        vlprune.sparsify_(clip, only_if_faster=False)
+    assert [(name, type(m)) for name, m in clip.named_modules()] == types
+    assert_same(outputs(clip, batches), before)
+
+
+def test_example_of_the_wrong_size_leaves_the_model(clip):
+    vlprune.prune_(clip, MagnitudeConfig())
+    types = [(name, type(m)) for name, m in clip.named_modules()]
+    with pytest.raises(RuntimeError):
+        vlprune.sparsify_(clip, example=torch.randn(1, 3, 48, 48))
+    assert [(name, type(m)) for name, m in clip.named_modules()] == types
+
+
+def test_subclass_of_linear_is_not_swapped(clip):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    vlprune.prune_(clip, MagnitudeConfig())
+    layer = clip.visual.transformer.resblocks[0].mlp.c_proj
+    layer.__class__ = Doubled
+    vlprune.sparsify_(clip, only_if_faster=False)
+    assert clip.visual.transformer.resblocks[0].mlp.c_proj is layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear24_with_and_without_bias(bias):
+    linear = nn.Linear(16, 8, bias)
+    with torch.no_grad():
+        linear.weight.masked_fill_(~vlprune.ops.select(linear.weight.abs(), "2:4"), 0.0)
+    packed, x = Linear24.from_linear(linear), torch.randn(3, 16)
+    torch.testing.assert_close(packed(x), linear(x))
+    assert packed.state_dict().keys() == {"values", "meta", "bias"} - (set() if bias else {"bias"})
 
 
 def test_masks_survive_packing(clip):
@@ -145,6 +196,11 @@ def test_masks_survive_packing(clip):
     for name, keep in dense.items():
         renamed = name.replace("in_proj_weight", "qkv.weight")
         assert torch.equal(packed[renamed], keep)
+    other = tiny_clip()
+    vlprune.apply_masks_(other, packed)
+    assert {name: keep.sum() for name, keep in vlprune.masks(other).items()} == {
+        name: keep.sum() for name, keep in dense.items()
+    }
 
 
 @pytest.mark.parametrize("backend", ["cuda", "fast"])

@@ -2,7 +2,7 @@
 
 from . import allocation, nn, ops, scoring
 from ._version import __version__
-from .allocation import Uniform
+from .allocation import PerTower, Uniform
 from .checkpoint import from_pretrained, save_pretrained
 from .config import MagnitudeConfig, WandaConfig
 from .data import load_data
@@ -20,6 +20,7 @@ __all__ = [
     "Metrics",
     "NoMatchError",
     "PatternError",
+    "PerTower",
     "PruneReport",
     "SparsifyReport",
     "Uniform",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from . import ops
 from .config import TokenWeight
@@ -90,23 +91,33 @@ class _Reached(Exception):
     """Ends a forward once the block of interest has run."""
 
 
+_UNSET = object()
+
+
 @contextmanager
 def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace one module's forward for a while."""
+    """Replace one module's forward for a while, also one that hangs on the instance already."""
+    before = vars(module).get("forward", _UNSET)
     object.__setattr__(module, "forward", forward)
     try:
         yield
     finally:
-        object.__delattr__(module, "forward")
+        if before is _UNSET:
+            object.__delattr__(module, "forward")
+        else:
+            object.__setattr__(module, "forward", before)
 
 
 def execution_order(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
     """Names of the blocks in the order in which one forward first reaches them."""
     order: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: order.setdefault(name)
+
     with ExitStack() as stack, torch.no_grad():
         for name, block in blocks.items():
-            note = block.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-            stack.callback(note.remove)
+            stack.callback(block.register_forward_pre_hook(note(name)).remove)
         run()
     return list(order)
 
@@ -114,7 +125,7 @@ def execution_order(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
 def sequential(
     runs: Sequence[Run],
     blocks: Mapping[str, nn.Module],
-    layers: Callable[[str], Mapping[str, nn.Module]],
+    layers: Mapping[str, Mapping[str, nn.Module]],
     prune: Callable[[str, Calibration], None],
     token_weight: TokenWeight | None = None,
 ) -> None:
@@ -123,56 +134,60 @@ def sequential(
     Args:
         runs: one function a batch, each running the model's whole forward on it.
         blocks: qualified name -> block, all towers.
-        layers: block name -> its layers to observe.
+        layers: block name -> its layers to observe, for the blocks to prune.
         prune: called with a block's name and statistics, before the next block is calibrated.
         token_weight: as in `Calibration`.
 
     """
     order = execution_order(runs[0], blocks)
-    cached: dict[tuple[str, int], Any] = {}  # (stack of blocks, batch) -> output of its last final block
+    cached: _Cache = {}
+    final = 0  # blocks before this position are pruned, and their outputs cached
     with torch.no_grad():
         for position, name in enumerate(order):
+            if name not in layers:
+                continue
             calibration = Calibration(token_weight)
             for batch, run in enumerate(runs):
-                with ExitStack() as stack, calibration.watching(layers(name)):
-                    _answer_from_cache(stack, {n: blocks[n] for n in order[:position]}, cached, batch)
+                with ExitStack() as stack, calibration.watching(layers[name]):
+                    for place, earlier in enumerate(order[:position]):
+                        replace = _returning if place < final else _renewing
+                        key = (earlier.rpartition(".")[0], batch)
+                        forward = replace(blocks[earlier].forward, cached, key)
+                        stack.enter_context(_forward(blocks[earlier], forward))
                     _stop_after(stack, blocks[name])
                     try:
                         run()
                     except _Reached:
                         pass
                     else:
-                        raise RuntimeError(f"{name}: not reached on batch {batch}; the model's path varies")
+                        raise ValueError(
+                            f"{name}: batch {batch} does not reach it, though the first batch did"
+                        )
             prune(name, calibration)
+            final = position
 
 
-def _answer_from_cache(
-    stack: ExitStack, done: Mapping[str, nn.Module], cached: dict[tuple[str, int], Any], batch: int
-) -> None:
-    """Let all finished blocks but the newest return a cached output; the newest runs and renews its own.
-
-    One output is kept for each stack of blocks (a tower, or a list of cross-attentions), whose shapes
-    may differ: what an older block returns only has to fit, since its successor ignores it.
-    """
-    *_, newest = [None, *done]
-    for name, block in done.items():
-        key = (name.rpartition(".")[0], batch)
-        forward = _renewing(block.forward, cached, key) if name == newest else _returning(cached, key)
-        stack.enter_context(_forward(block, forward))
+# (stack of blocks, batch) -> output of its newest final block. One a stack (a tower, or a list of
+# cross-attentions), because shapes may differ between them: what an older block returns only has to fit,
+# since its successor ignores it too. Copies, because a block may write into its input.
+_Cache = dict[tuple[str, int], Any]
 
 
-def _returning(cached: dict[tuple[str, int], Any], key: tuple[str, int]) -> Callable[..., Any]:
-    return lambda *_, **__: cached[key]
+def _returning(_: Callable[..., Any], cached: _Cache, key: tuple[str, int]) -> Callable[..., Any]:
+    return lambda *_, **__: _copy(cached[key])
 
 
-def _renewing(
-    compute: Callable[..., Any], cached: dict[tuple[str, int], Any], key: tuple[str, int]
-) -> Callable[..., Any]:
+def _renewing(compute: Callable[..., Any], cached: _Cache, key: tuple[str, int]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cached[key] = compute(*args, **kwargs)
-        return cached[key]
+        output = compute(*args, **kwargs)
+        cached[key] = _copy(output)
+        return output
 
     return forward
+
+
+def _copy(output: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.clone, output)
 
 
 def _stop_after(stack: ExitStack, block: nn.Module) -> None:

@@ -62,7 +62,11 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         """Check every field, so that a bad one fails before any work is done."""
-        Pattern.parse(self.pattern).resolve_sparsity(self.sparsity)
+        pattern = Pattern.parse(self.pattern)
+        if not isinstance(self.allocation, Allocation):
+            raise ValueError(f"allocation: expected an allocation such as Uniform(), got {self.allocation!r}")
+        towers = {"visual": "visual", "text": "text"}
+        self.allocation.sparsities(dict.fromkeys(towers, 1), towers, pattern, self.sparsity)
         for name, allowed in (("scope", ("row", "layer")), ("activations", ("sequential", "dense"))):
             value = getattr(self, name)
             if value not in allowed:
@@ -73,10 +77,9 @@ class PruneConfig:
                 raise ValueError(f"{name}: expected a sequence of name patterns, got {value!r}")
             object.__setattr__(self, name, tuple(value))
         for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not isinstance(self.allocation, Allocation):
-            raise ValueError(f"allocation: expected an allocation such as Uniform(), got {self.allocation!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a `token_weight` function cannot be written and is refused."""

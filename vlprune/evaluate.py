@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from .data import LabelledData, PairData
 from .data.dataset import require_count
+from .models.running import evaluating, image_dtype, model_device
 
 __all__ = ["Metrics", "classifier", "embed_images", "embed_texts", "evaluate", "ranks"]
 
@@ -107,10 +107,10 @@ def embed_images(
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Return the normalised image embeddings, float32 [N, D], and the position of each in the data."""
-    device, dtype = _device(model, device), _image_dtype(model)
+    device, dtype = torch.device(device or model_device(model)), image_dtype(model)
     parts: list[Tensor] = []
     index: list[int] = []
-    with _evaluating(model), _bar(len(data), "images", progress) as bar:
+    with evaluating(model), torch.inference_mode(), _bar(len(data), "images", progress) as bar:
         for batch in data.batches(batch_size):
             images = batch.images.to(device, dtype if batch.images.is_floating_point() else None)
             parts.append(_model(model).encode_image(images, normalize=True).float())
@@ -132,9 +132,9 @@ def embed_texts(
 ) -> Tensor:
     """Return the normalised text embeddings, float32 [N, D]."""
     require_count("evaluate: batch_size", batch_size)
-    device = _device(model, device)
+    device = torch.device(device or model_device(model))
     parts: list[Tensor] = []
-    with _evaluating(model), _bar(len(texts), "texts", progress) as bar:
+    with evaluating(model), torch.inference_mode(), _bar(len(texts), "texts", progress) as bar:
         for start in range(0, len(texts), batch_size):
             chunk = list(texts[start : start + batch_size])
             parts.append(_model(model).encode_text(tokenizer(chunk).to(device), normalize=True).float())
@@ -219,34 +219,6 @@ def _finite(embeddings: Tensor, tower: str, describe: Any) -> Tensor:
 
 def _model(model: nn.Module) -> Any:
     return model  # encode_image and encode_text are no part of nn.Module's type
-
-
-def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _image_dtype(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the patch embedding: open_clip's fp16 models keep other parameters in float32."""
-    visual = getattr(model, "visual", model)
-    floating = [p for p in visual.parameters() if p.is_floating_point()]
-    patches = [p for p in floating if p.dim() >= 4]
-    return (patches or floating)[0].dtype if floating else None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _bar(total: int, what: str, progress: bool | None) -> Any:

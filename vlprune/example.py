@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .models.running import image_dtype, model_device
+
 __all__ = ["example_inputs"]
 
 DEFAULT_BATCH = 8
@@ -21,7 +23,7 @@ def example_inputs(model: nn.Module, example: Any = None) -> tuple[Tensor, Tenso
             a batch of `load_data`'s data.
 
     """
-    where = next(model.parameters())
+    device = model_device(model)
     if example is None or isinstance(example, int):
         images, texts = _made_up(model, DEFAULT_BATCH if example is None else example)
     elif isinstance(example, Tensor):
@@ -35,8 +37,8 @@ def example_inputs(model: nn.Module, example: Any = None) -> tuple[Tensor, Tenso
             "example: expected None, a batch size, images, (images, texts) or a batch of load_data, "
             f"got {type(example).__name__}"
         )
-    images = images.to(where.device, where.dtype)
-    return images, None if texts is None else texts.to(where.device)
+    images = images.to(device, image_dtype(model))
+    return images, None if texts is None else texts.to(device)
 
 
 def _made_up(model: nn.Module, batch: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ _PACKED_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pr
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """Keep masks (bool, True = non-zero) of every block weight that has zeros, by parameter name.
 
-    Works on dense models with zeros and on packed layers, whose mask goes by the name of the dense
-    weight that they replaced.
+    Works on dense models with zeros and on packed layers, whose mask goes by the name "....weight" of the
+    dense weight that they replaced.
     """
     found = ((name, weight != 0) for name, weight in _block_weights(model))
     return {name: keep for name, keep in found if not bool(keep.all())}
@@ -30,21 +30,35 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set the weights to zero where their keep mask is False; nothing is changed if any mask is bad.
 
+    The masks of a model whose attention is split fit one where it is not, and the other way round.
+
     Raises:
         ValueError: a name that is no dense block weight of this model, or a mask of another shape or dtype.
 
     """
     weights = dict(_block_weights(model))
+    chosen: dict[str, nn.Parameter] = {}
     for name, keep in masks.items():
-        weight = weights.get(name)
+        weight = weights.get(name, weights.get(_other_name(name)))
         if not isinstance(weight, nn.Parameter):
             raise ValueError(f"masks: {name!r} is no dense weight in this model's blocks")
+        if not isinstance(keep, Tensor):
+            raise ValueError(f"masks: {name} expects a bool tensor, got {keep!r}")
+        chosen[name] = weight
         if keep.dtype != torch.bool or keep.shape != weight.shape:
             raise ValueError(
                 f"masks: {name} expects bool {tuple(weight.shape)}, got {keep.dtype} {tuple(keep.shape)}"
             )
-    for name, keep in masks.items():
-        weights[name].masked_fill_(~keep.to(weights[name].device), 0.0)
+    for name, weight in chosen.items():
+        weight.masked_fill_(~masks[name].to(weight.device), 0.0)
+
+
+def _other_name(name: str) -> str:
+    """Name of a packed attention projection when it is split, if `name` is that of it whole; and back."""
+    split, whole = ".qkv.weight", ".in_proj_weight"
+    if name.endswith(split):
+        return name.removesuffix(split) + whole
+    return name.removesuffix(whole) + split
 
 
 def _block_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ Interleaving (A B A B ...) makes drift in clocks and temperature hit every candi
 
 from __future__ import annotations
 
+import itertools
 import platform
 import statistics
 import subprocess
@@ -55,6 +56,7 @@ def compare(
     device: torch.device | str = "cpu",
     warmup: int = 3,
     rounds: int = 20,
+    min_seconds: float = 0.0,
     max_seconds: float = 30.0,
     cold: bool = False,
 ) -> dict[str, Timing]:
@@ -65,6 +67,7 @@ def compare(
         device: on a CUDA device the clock is a pair of events around the call, on the CPU the wall.
         warmup: untimed rounds.
         rounds: timed rounds; fewer if `max_seconds` runs out, but never less than five.
+        min_seconds: more rounds until they have taken this long together (short calls are noisy).
         max_seconds: budget for the timed rounds.
         cold: overwrite a buffer larger than the last-level cache before every timed call.
 
@@ -83,9 +86,10 @@ def compare(
         for run in candidates.values():
             run()
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    deadline = time.perf_counter() + max_seconds
-    for done in range(rounds):
-        if done >= 5 and time.perf_counter() > deadline:
+    start = time.perf_counter()
+    for done in itertools.count():
+        spent = time.perf_counter() - start
+        if (done >= rounds and spent >= min_seconds) or (done >= min(rounds, 5) and spent > max_seconds):
             break
         for name, run in candidates.items():
             if flush is not None:

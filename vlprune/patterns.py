@@ -9,6 +9,11 @@ from torch import Tensor
 
 __all__ = ["Pattern", "PatternError"]
 
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 _N_OF_M = re.compile(r"(\d+):(\d+)")
 
 
@@ -49,12 +54,12 @@ class Pattern:
         if self.n is None or self.m is None:
             if sparsity is None:
                 raise PatternError('sparsity: required for pattern "unstructured", a fraction in [0, 1]')
-            if not 0.0 <= sparsity <= 1.0:
-                raise PatternError(f"sparsity: expected a fraction of zeros in [0, 1], got {sparsity}")
+            if not _is_number(sparsity) or not 0 <= sparsity <= 1:
+                raise PatternError(f"sparsity: expected a fraction of zeros in [0, 1], got {sparsity!r}")
             return float(sparsity)
         implied = 1.0 - self.n / self.m
-        if sparsity is not None and abs(sparsity - implied) > 1e-9:
-            raise PatternError(f'sparsity: pattern "{self.name}" means {implied:g}, got {sparsity}')
+        if sparsity is not None and not (_is_number(sparsity) and abs(sparsity - implied) < 1e-9):
+            raise PatternError(f'sparsity: pattern "{self.name}" means {implied:g}, got {sparsity!r}')
         return implied
 
     def check_inputs(self, in_features: int, name: str = "weight") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 from . import models, scoring
 from .calibrate import Calibration, Run, collect, sequential
-from .config import MagnitudeConfig, PruneConfig
+from .config import PruneConfig
+from .models.running import evaluating, image_dtype, model_device
 from .patterns import Pattern
 from .targets import select_layers
 
@@ -64,6 +66,7 @@ class PruneReport:
         )
 
 
+@torch.inference_mode(False)
 def prune_(
     model: nn.Module,
     config: PruneConfig,
@@ -80,7 +83,7 @@ def prune_(
         model: an open_clip model (see `vlprune.models.view`).
         config: method, pattern and where, e.g. ``WandaConfig(pattern="2:4")``.
         calib: data of `load_data`, or batches: an iterable of ``(images, texts)`` tensors. Magnitude
-            needs none.
+            needs none. At most ``config.samples`` images are used.
         filter_fn: ``(module, qualified name) -> bool``, True for the layers to prune.
         progress: None shows a bar on a terminal, False never, True always.
 
@@ -90,35 +93,38 @@ def prune_(
         NoMatchError: `targets` match no layer.
 
     """
+    if not isinstance(config, PruneConfig):
+        raise ValueError(f'config: expected a config such as WandaConfig(pattern="2:4"), got {config!r}')
     start = time.perf_counter()
-    split = models.split_attention_(model)
-    training = model.training
-    model.eval()
+    split: list[str] = []
     saved: dict[str, Tensor] = {}
-    try:
+    with ExitStack() as stack:
+        stack.callback(models.merge_attention_, model, split)
+        split += models.split_attention_(model)
+        stack.enter_context(evaluating(model))
         layers = select_layers(model, config, filter_fn)
-        _check_weights(layers, config)
-        with tqdm(
-            total=len(layers),
-            desc=f"{config.method} {config.pattern}",
-            unit="layer",
-            disable=None if progress is None else not progress,
-        ) as bar:
-            _prune_layers(model, layers, config, calib, saved, bar)
+        try:
+            _check_weights(layers, config)
+            with tqdm(
+                total=len(layers),
+                desc=f"{config.method} {config.pattern}",
+                unit="layer",
+                disable=None if progress is None else not progress,
+            ) as bar:
+                _prune_layers(model, layers, config, calib, saved, bar)
+        except BaseException:
+            for name, weight in saved.items():
+                layers[name].weight.data.copy_(weight)
+            raise
         report = tuple(_report(name, layer) for name, layer in layers.items())
-    except BaseException:
-        for name, weight in saved.items():
-            model.get_submodule(name).weight.data.copy_(weight)  # type: ignore[operator]
-        raise
-    finally:
-        model.train(training)
-        models.merge_attention_(model, split)
     return PruneReport(config.method, config.pattern, report, time.perf_counter() - start)
 
 
 def _check_weights(layers: Mapping[str, nn.Linear], config: PruneConfig) -> None:
     pattern = Pattern.parse(config.pattern)
     for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise ValueError(f"{name}: its weight is computed by a parametrization; remove that first")
         pattern.check_inputs(layer.in_features, name)
         weight = layer.weight.detach()
         bad = ~weight.isfinite()
@@ -138,8 +144,15 @@ def _prune_layers(
     saved: dict[str, Tensor],
     bar: Any,
 ) -> None:
-    sparsity = Pattern.parse(config.pattern).resolve_sparsity(config.sparsity)
-    shares = config.allocation.sparsities({n: m.weight.numel() for n, m in layers.items()}, sparsity)
+    view = models.view(model)
+    blocks = {block.name: block for tower in view.towers.values() for block in tower.blocks}
+    inside = {
+        name: {layer: layers[layer] for layer in block.linears() if layer in layers}
+        for name, block in blocks.items()
+    }
+    towers = {layer: blocks[name].tower for name, group in inside.items() for layer in group}
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    shares = config.allocation.sparsities(sizes, towers, Pattern.parse(config.pattern), config.sparsity)
 
     def prune(names: Iterable[str], calibration: Calibration | None) -> None:
         for name in names:
@@ -155,44 +168,61 @@ def _prune_layers(
     if config.activations == "dense":
         prune(layers, collect(runs, layers, config.token_weight))
         return
-    blocks = {b.name: b for tower in models.view(model).towers.values() for b in tower.blocks}
-    inside = {n: [layer for layer in b.linears() if layer in layers] for n, b in blocks.items()}
-    chosen = {name: blocks[name].module for name, names in inside.items() if names}
     sequential(
         runs,
         {name: block.module for name, block in blocks.items()},
-        lambda block: {name: layers[name] for name in inside[block]},
+        {name: group for name, group in inside.items() if group},
         lambda block, calibration: prune(inside[block], calibration),
         config.token_weight,
     )
     if missed := [name for name in layers if name not in saved]:
-        raise ValueError(
-            f"{missed[0]}: no calibration input reached this layer ({len(chosen)} blocks targeted)"
-        )
+        raise ValueError(f"{missed[0]}: no calibration input reached this layer")
 
 
 def _keep_mask(
     name: str, weight: Tensor, config: PruneConfig, sparsity: float, calibration: Calibration | None
 ) -> Tensor:
     pattern = Pattern.parse(config.pattern)
-    if isinstance(config, MagnitudeConfig) or calibration is None:
+    if calibration is None:
         return scoring.magnitude_mask(weight, pattern, sparsity, config.scope)
     return scoring.wanda_mask(weight, calibration.column_norm(name), pattern, sparsity, config.scope)
 
 
 def _runs(model: nn.Module, calib: Any, config: PruneConfig) -> list[Run]:
     """One function a batch: the model's whole forward on it."""
+    device, dtype = model_device(model), image_dtype(model)
+    return [
+        partial(model, images.to(device, dtype), texts.to(device))
+        for images, texts in _batches(calib, config)
+    ]
+
+
+def _batches(calib: Any, config: PruneConfig) -> list[tuple[Tensor, Tensor]]:
     if calib is None:
         raise ValueError(f"calib: {config.method} needs calibration data, e.g. vlprune.load_data(...)")
-    where = next(model.parameters())
-    batches = calib.batches(config.batch_size, limit=config.samples) if hasattr(calib, "batches") else calib
-    runs: list[Run] = []
-    for batch in batches:
-        images, texts = (batch.images, batch.texts) if hasattr(batch, "images") else batch
-        runs.append(partial(model, images.to(where.device, where.dtype), texts.to(where.device)))
-    if not runs:
-        raise ValueError("calib: expected at least one batch of images and texts, got none")
-    return runs
+    if hasattr(calib, "batches"):
+        given: Any = ((b.images, b.texts) for b in calib.batches(config.batch_size, limit=config.samples))
+    else:
+        given = [calib] if _is_pair(calib) else calib
+    batches: list[tuple[Tensor, Tensor]] = []
+    left = config.samples
+    for batch in given if isinstance(given, Iterable) else ():
+        if not _is_pair(batch):
+            batches = []
+            break
+        if left > 0:
+            batches.append((batch[0][:left], batch[1][:left]))
+            left -= len(batch[0])
+    if not batches:
+        raise ValueError(
+            "calib: expected data of load_data, or at least one batch (images, texts) of two tensors, "
+            f"got {calib!r:.80}"
+        )
+    return batches
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
 
 
 def _report(name: str, layer: nn.Linear) -> LayerReport:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..patterns import Pattern
+
 __all__ = ["Allocation"]
 
 
@@ -18,8 +20,22 @@ class Allocation(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def sparsities(self, sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
-        """Sparsity of each layer, given its number of weights, for `sparsity` over all of them."""
+    def sparsities(
+        self,
+        sizes: Mapping[str, int],
+        towers: Mapping[str, str],
+        pattern: Pattern,
+        sparsity: float | None,
+    ) -> dict[str, float]:
+        """Sparsity of each layer.
+
+        Args:
+            sizes: layer name -> its number of weights.
+            towers: layer name -> "visual" or "text".
+            pattern: what is asked for; n:m fixes the sparsity of every layer.
+            sparsity: what is asked for over all of them, None under n:m.
+
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -1,4 +1,4 @@
-"""The same sparsity everywhere."""
+"""The same sparsity everywhere, or everywhere in a tower."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..patterns import Pattern, PatternError
 from .base import Allocation
 
-__all__ = ["Uniform"]
+__all__ = ["PerTower", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,52 @@ class Uniform(Allocation):
 
     kind: ClassVar[str] = "uniform"
 
-    def sparsities(self, sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
+    def sparsities(
+        self,
+        sizes: Mapping[str, int],
+        towers: Mapping[str, str],
+        pattern: Pattern,
+        sparsity: float | None,
+    ) -> dict[str, float]:
         """See `Allocation.sparsities`."""
-        return dict.fromkeys(sizes, sparsity)
+        return dict.fromkeys(sizes, pattern.resolve_sparsity(sparsity))
+
+
+@dataclass(frozen=True)
+class PerTower(Allocation):
+    """A sparsity for each tower; one left None gets the config's.
+
+    The split between vision and language that He et al. 2024 vary ("Rethinking Pruning for
+    Vision-Language Models", arXiv 2404.02424).
+
+    Args:
+        visual: fraction of zeros of the image tower's layers.
+        text: fraction of zeros of the text tower's layers.
+
+    """
+
+    visual: float | None = None
+    text: float | None = None
+    kind: ClassVar[str] = "per_tower"
+
+    def __post_init__(self) -> None:
+        """Check the fractions."""
+        for value in (self.visual, self.text):
+            if value is not None:
+                Pattern().resolve_sparsity(value)
+
+    def sparsities(
+        self,
+        sizes: Mapping[str, int],
+        towers: Mapping[str, str],
+        pattern: Pattern,
+        sparsity: float | None,
+    ) -> dict[str, float]:
+        """See `Allocation.sparsities`."""
+        if pattern.m is not None:
+            raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, PerTower cannot')
+        given = {"visual": self.visual, "text": self.text}
+        return {
+            name: pattern.resolve_sparsity(sparsity if given[towers[name]] is None else given[towers[name]])
+            for name in sizes
+        }

@@ -60,7 +60,9 @@ class Linear24(nn.Module):
         self.values = nn.Parameter(values)
         self.register_buffer("meta", meta)
         self.meta: Tensor
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.bias: nn.Parameter | None
+        zeros = torch.zeros(out_features, device=device, dtype=dtype)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, activation: str | None = None, backend: str = "auto") -> Linear24:
