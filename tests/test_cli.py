@@ -1,4 +1,4 @@
-"""The command line in processes of its own: output, exit codes, one clear line for bad input."""
+"""The command line: output, exit codes, one clear line for bad input."""
 
 import json
 import os
@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+
+from vlprune import evaluate, load_data, load_model
+from vlprune.cli import main
+from vlprune.nn import Linear24
 
 
 def vlprune(*args, **env):
@@ -26,20 +30,41 @@ def vlprune(*args, **env):
         (["prune", "demo", "--out", "x", "--pattern", "4:2"], "0 < n < m"),
         (["prune", "demo", "--out", "x", "--pattern", "unstructured"], "sparsity: required"),
         (["prune", "demo", "--out", "x"], "needs calibration data"),
+        (
+            ["prune", "demo", "--out", "x", "--sparsity", "0.7", "--pattern", "2:4"],
+            'pattern "2:4" means 0.5, got 0.7',
+        ),
+        (["eval", "demo", "--device", "cuda:9"], "cuda:9"),
+        (["eval", "demo", "--device", "foo"], "foo"),
+        (["run", "demo", "--targets", "nope"], "targets: 'nope' matches no layer"),
+        (["bench", "--out", "/"], "--out: expected a file, / is a folder"),
         (["report", "/no/such/run"], "/no/such/run/report.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    out, err = capfd.readouterr()
+    assert len(err.strip().splitlines()) == 1, err
+    assert message in err
+    assert out == ""
+    assert [p.name for p in tmp_path.iterdir() if p.name != "vlprune-run"] == []
+
+
+def test_closed_pipe_is_no_error():
     done = subprocess.run(
-        [sys.executable, "-m", "vlprune", *args], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+        f"{sys.executable} -m vlprune info | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert message in done.stderr
-    assert done.stdout == ""
-    assert list(tmp_path.iterdir()) == []
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_incomplete_record(tmp_path):
+    (tmp_path / "report.json").write_text('{"format": "vlprune-report", "version": 1}')
+    done = vlprune("report", tmp_path)
+    assert done.returncode == 2
+    assert "report.json: incomplete record, 'dense' is missing" in done.stderr
 
 
 def test_unknown_option_is_exit_code_2():
@@ -52,10 +77,12 @@ def test_prune_eval_and_pack_round_trip(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["prune"]["sparsity"] == 0.5
-    dense = json.loads(vlprune("eval", "demo", "--limit", 100, "--json").stdout)
     pruned = vlprune("eval", saved, "--data", "demo", "--limit", 100, "--json")
     assert pruned.returncode == 0, pruned.stderr
-    assert 10 < json.loads(pruned.stdout)["mean_recall"] < dense["mean_recall"]
+    loaded = load_model(saved)
+    data = load_data("demo", loaded.preprocess, loaded.tokenizer).subset(100)
+    assert json.loads(pruned.stdout) == evaluate(loaded.model, data).to_dict()
+    assert sum(isinstance(m, Linear24) for m in loaded.model.modules()) == result["sparsify"]["packed"]
 
 
 def test_run_writes_report_and_model(tmp_path):

@@ -79,6 +79,14 @@ def test_gate_stops_a_wrong_result(spoil, message):
         measure.check_close("product", spoil(y), y)
 
 
+def test_gate_grants_twice_the_peers_error():
+    exact = torch.randn(50, 60)
+    peer = exact + 0.1
+    assert measure.check_close("tower", exact + 0.19, exact, peer) > 0.15
+    with pytest.raises(ValueError, match="tower: largest error"):
+        measure.check_close("tower", exact + 0.21, exact, peer)
+
+
 def test_machine_info_names_everything_a_number_needs():
     info = measure.machine_info()
     assert info["torch"] == torch.__version__

@@ -6,8 +6,10 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from . import measure
-from .checkpoint import save_pretrained
+from .checkpoint import check_target, save_pretrained
 from .config import PruneConfig
 from .evaluate import Metrics, evaluate
 from .example import example_inputs
 from .files import read_json, write_json
+from .models import merge_attention_, split_attention_
 from .patterns import Pattern
 from .prune import prune_
-from .sparsify import SparsifyReport, sparsify_
+from .sparsify import sparsify_
+from .targets import select_layers
 
 __all__ = ["RECORD_VERSION", "RunOptions", "run", "variant_name"]
 
@@ -58,7 +62,7 @@ class RunOptions:
 def variant_name(config: PruneConfig) -> str:
     """Short name of a variant: "wanda 2:4", "magnitude 70%"."""
     pattern = Pattern.parse(config.pattern)
-    share = config.pattern if pattern.m else f"{100 * pattern.resolve_sparsity(config.sparsity):g}%"
+    share = config.pattern if config.sparsity is None or pattern.m else f"{100 * config.sparsity:g}%"
     return f"{config.method} {share}"
 
 
@@ -74,7 +78,7 @@ def run(
     """Measure the dense model and every variant, and return (and keep in `out`) the record.
 
     Each finished step is written at once, so a killed run continues where it was when started again
-    with the same arguments. The first 2:4 variant of the last method is saved to ``out/model``.
+    with the same arguments. The last 2:4 variant is saved to ``out/model``.
 
     Args:
         model: the dense model; it is not changed.
@@ -89,18 +93,19 @@ def run(
     if not configs:
         raise ValueError("run: expected at least one config, got none")
     model.eval()
-    saved = next((c for c in reversed(configs) if c.pattern == "2:4"), None)
-    steps = _Steps(out, _fingerprint(model, configs, options))
-    dense = steps.get("dense", lambda: _evaluate(model, data, options, say, "dense"))
+    out.mkdir(parents=True, exist_ok=True)
+    check_target(out / "model")
+    _check_targets(model, configs)
+    steps = _Steps(out, _fingerprint(model, data, calib, options))
+    dense = steps.get("dense", None, lambda: _evaluate(model, data, options, say, "dense"))
+    last_24 = max((i for i, config in enumerate(configs) if config.pattern == "2:4"), default=None)
     variants = []
-    for config in configs:
-        target = out / "model" if config is saved else None
-        variants.append(
-            steps.get(
-                variant_name(config),
-                lambda c=config, t=target: _variant(model, data, calib, c, options, t, say),  # type: ignore[misc]
-            )
-        )
+    for i, (config, name) in enumerate(
+        zip(configs, _unique([variant_name(c) for c in configs]), strict=True)
+    ):
+        target = out / "model" if i == last_24 else None
+        compute = partial(_variant, model, data, calib, config, name, options, target, say)
+        variants.append(steps.get(json.dumps([name, config.to_dict()]), target, compute))
     parameter = next(model.parameters())
     record = {
         "format": "vlprune-report",
@@ -123,24 +128,50 @@ class _Steps:
         self.path = out / "progress.json"
         self.done: dict[str, Any] = {}
         self.fingerprint = fingerprint
-        if self.path.exists():
+        try:
             kept = read_json(self.path)
-            if kept.get("fingerprint") == fingerprint:
-                self.done = kept["steps"]
+            if kept["fingerprint"] == fingerprint:
+                self.done = dict(kept["steps"])
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # nothing kept, or nothing of use: start anew
 
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        if name not in self.done:
-            self.done[name] = compute()
+    def get(self, key: str, folder: Path | None, compute: Callable[[], Any]) -> Any:
+        """The kept result, unless the folder that it speaks of is gone; else compute and keep it."""
+        if key not in self.done or (folder is not None and not folder.is_dir()):
+            self.done[key] = compute()
             write_json(self.path, {"fingerprint": self.fingerprint, "steps": self.done})
-        return self.done[name]
+        return self.done[key]
 
 
-def _fingerprint(model: nn.Module, configs: Sequence[PruneConfig], options: RunOptions) -> str:
-    text = json.dumps([dataclasses.asdict(options), [c.to_dict() for c in configs], measure.machine_info()])
-    digest = hashlib.sha256(text.encode())
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{float(parameter.detach().float().norm())}".encode())
+def _fingerprint(model: nn.Module, data: Any, calib: Any, options: RunOptions) -> str:
+    """Everything besides the config that a result depends on: weights, buffers, data, options, machine."""
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(options), measure.machine_info()]).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for part in (data, calib):
+        for i, image in enumerate(part.images):
+            digest.update(f"{image.name} {part.text(i)}\n".encode())
     return digest.hexdigest()
+
+
+def _check_targets(model: nn.Module, configs: Sequence[PruneConfig]) -> None:
+    """A pattern that matches no layer is an error now, not after an hour of evaluation."""
+    split = split_attention_(model)
+    try:
+        for config in configs:
+            select_layers(model, config)
+    finally:
+        merge_attention_(model, split)
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
 
 
 def _evaluate(model: nn.Module, data: Any, options: RunOptions, say: Say, name: str) -> dict[str, Any]:
@@ -155,11 +186,11 @@ def _variant(
     data: Any,
     calib: Any,
     config: PruneConfig,
+    name: str,
     options: RunOptions,
     target: Path | None,
     say: Say,
 ) -> dict[str, Any]:
-    name = variant_name(config)
     pruned = copy.deepcopy(dense)
     report = prune_(pruned, config, calib)
     say(str(report))
@@ -171,10 +202,20 @@ def _variant(
     }
     images, texts = _example(pruned, data, options.batch)
     if config.pattern == "2:4":
-        before = _towers(pruned, images, texts)
+        peers = _towers(pruned, images, texts)
+        exact = peers if images.dtype == torch.float32 else _towers(_float32(pruned), images.float(), texts)
         sparsified = sparsify_(pruned, backend=options.backend, example=(images, texts))
         say(f"{name}: {sparsified}")
-        result |= _packed(pruned, sparsified, before, images, texts, data, options, say, name)
+        after = _towers(pruned, images, texts)
+        errors = {
+            tower: measure.check_close(f"{name}: {tower} tower", after[tower], exact[tower], peers[tower])
+            for tower in after
+        }
+        result |= {
+            "sparsify": sparsified.to_dict(),
+            "packed_error": errors,
+            "packed_metrics": _evaluate(pruned, data, options, say, f"{name}, packed"),
+        }
     result["timing"] = _time_towers(dense, pruned, images, texts, options, say, name)
     if target is not None:
         save_pretrained(pruned, target)
@@ -183,24 +224,8 @@ def _variant(
     return result
 
 
-def _packed(
-    model: nn.Module,
-    report: SparsifyReport,
-    before: dict[str, Tensor],
-    images: Tensor,
-    texts: Tensor,
-    data: Any,
-    options: RunOptions,
-    say: Say,
-    name: str,
-) -> dict[str, Any]:
-    """Outputs and accuracy must be what they were before the layers were packed."""
-    after = _towers(model, images, texts)
-    errors = {
-        tower: measure.check_close(f"{name}: {tower} tower", after[tower], y) for tower, y in before.items()
-    }
-    metrics = _evaluate(model, data, options, say, f"{name}, packed")
-    return {"sparsify": report.to_dict(), "packed_metrics": metrics, "packed_error": errors}
+def _float32(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).float()
 
 
 def _example(model: nn.Module, data: Any, batch: int) -> tuple[Tensor, Tensor]:
@@ -211,12 +236,12 @@ def _example(model: nn.Module, data: Any, batch: int) -> tuple[Tensor, Tensor]:
     return images[rows], texts[rows]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _towers(model: Any, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
     return {"image": model.encode_image(images), "text": model.encode_text(texts)}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _time_towers(
     dense: Any, variant: Any, images: Tensor, texts: Tensor, options: RunOptions, say: Say, name: str
 ) -> dict[str, Any]:

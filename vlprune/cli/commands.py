@@ -14,7 +14,7 @@ import torch
 
 from .. import measure, ops
 from ..bench import BENCH_TOKENS, bench_linear24, bench_table
-from ..checkpoint import save_pretrained
+from ..checkpoint import check_target, save_pretrained
 from ..config import METHODS, PruneConfig
 from ..data import load_data
 from ..evaluate import evaluate
@@ -43,9 +43,10 @@ def _load(args: argparse.Namespace) -> LoadedModel:
     if not Path(name).exists() and not name.startswith(("hf-hub:", "local-dir:")):
         name, _, pretrained = name.partition(":")
     loaded = load_model(name, pretrained or None, device=args.device)
-    if name != "demo" and not pretrained and not Path(name).exists():
+    if loaded.random_weights:
         print(f"{name}: no pretrained tag was given, the weights are random", file=sys.stderr)
-    loaded.model.to(_DTYPES[args.dtype])
+    if args.dtype:
+        loaded.model.to(_DTYPES[args.dtype])
     return loaded
 
 
@@ -62,7 +63,7 @@ def _configs(args: argparse.Namespace) -> list[PruneConfig]:
     methods, patterns, sparsities = _as_list(args.method), _as_list(args.pattern), _as_list(args.sparsity)
     if args.model == "demo" and args.command == "run" and not (patterns or sparsities):
         methods, patterns, sparsities = methods or ["magnitude", "wanda"], ["2:4"], [0.5, 0.7]
-    if sparsities and "unstructured" not in patterns:
+    if sparsities and "unstructured" not in patterns and (args.command == "run" or not patterns):
         patterns = [*patterns, "unstructured"]
     common = {
         "scope": args.scope,
@@ -76,7 +77,8 @@ def _configs(args: argparse.Namespace) -> list[PruneConfig]:
         if method not in METHODS:
             raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
         for pattern in patterns or ["2:4"]:
-            for sparsity in (sparsities or [None]) if pattern == "unstructured" else [None]:
+            alone = args.command == "prune"  # its one pattern gets its one sparsity, fitting or not
+            for sparsity in (sparsities or [None]) if pattern == "unstructured" or alone else [None]:
                 configs.append(METHODS[method](pattern=pattern, sparsity=sparsity, **common))
     return configs
 
@@ -107,6 +109,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _prune(args: argparse.Namespace) -> None:
     (config,) = _configs(args)
+    check_target(args.out)
     loaded = _load(args)
     calib = load_data(args.data, loaded.preprocess, loaded.tokenizer) if args.data else None
     report = prune_(loaded.model, config, calib)
@@ -133,6 +136,8 @@ def _bench(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     dtypes = [_DTYPES[name] for name in args.dtype]
+    if args.out and Path(args.out).is_dir():
+        raise ValueError(f"--out: expected a file, {args.out} is a folder")
     rows = bench_linear24(args.tokens or BENCH_TOKENS, dtypes, rounds=args.rounds)
     record = {"machine": measure.machine_info(), "rows": rows}
     if args.out:
@@ -149,8 +154,12 @@ def _report(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{folder / 'report.json'}: expected version {RECORD_VERSION}, got {record.get('version')!r}"
         )
-    write_html(record, folder / "report.html")
-    print(json.dumps(record) if args.json else f"{table(record)}\nReport: {folder / 'report.html'}")
+    try:
+        text = table(record)
+        write_html(record, folder / "report.html")
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{folder / 'report.json'}: incomplete record, {error} is missing") from error
+    print(json.dumps(record) if args.json else f"{text}\nReport: {folder / 'report.html'}")
 
 
 def _info(args: argparse.Namespace) -> None:

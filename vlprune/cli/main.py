@@ -19,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read our output has enough; nothing is left to say, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("VLPRUNE_TRACEBACK"):
             raise
@@ -90,7 +94,7 @@ def _add(
 
 def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help='open_clip NAME[:PRETRAINED], a saved folder, or "demo"')
-    command.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    command.add_argument("--dtype", choices=("fp32", "bf16"), help="(default: as the model is)")
     command.add_argument("--device", default="cpu", help="(default: cpu)")
     _threads(command)
 
