@@ -65,12 +65,12 @@ def test_unknown_names_list_the_known():
     ],
 )
 def test_choice(monkeypatch, override, asked, dtype, expected):
-    monkeypatch.setattr(backend, "_override", override)
+    monkeypatch.setattr(backend, "_override", lambda: override)
     assert backend.runs_natively("linear24", dtype, asked) is expected
 
 
 def test_forced_native_form_refuses_what_it_cannot_do(monkeypatch):
-    monkeypatch.setattr(backend, "_override", "cpu")
+    monkeypatch.setattr(backend, "_override", lambda: "cpu")
     with pytest.raises(ValueError, match='pack24: backend "cpu" was asked for, but '):
         ops.pack24(torch.zeros(2, 4, dtype=torch.float64))
     assert ops.select(torch.ones(1, 4), "2:4").sum() == 2  # has no native form: as always
@@ -105,9 +105,10 @@ def test_environment_chooses(override, entries):
     assert result.stdout.split("\n")[0] == f"{RESULT} {entries}", result.stderr
 
 
-def test_unknown_value_is_refused():
-    result = run("import vlprune.ops", VLPRUNE_BACKEND="gpu")
+def test_unknown_value_is_refused_at_the_first_use():
+    result = run("import vlprune.cli, vlprune.ops; print('imported')" + USE, VLPRUNE_BACKEND="gpu")
     assert result.returncode == 1
+    assert result.stdout == "imported\n"
     assert result.stderr.strip().endswith(
         "ValueError: VLPRUNE_BACKEND: expected one of auto, torch, cpu, got 'gpu'"
     )

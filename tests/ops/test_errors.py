@@ -36,6 +36,8 @@ CALLS = {
     "select-pattern": (lambda: ops.select(W, "4:4"), "pattern: expected"),
     "select-width": (lambda: ops.select(torch.ones(2, 6), "2:4"), "needs in_features divisible by 4, got 6"),
     "select-scope": (lambda: ops.select(W, sparsity=0.5, scope="block"), 'select: expected scope "row" or "layer", got \'block\''),
+    "select-sparsity-text": (lambda: ops.select(W, sparsity="0.5"), "sparsity: expected a fraction of zeros in [0, 1], got '0.5'"),
+    "mask-sparsity-text": (lambda: ops.wanda_mask(W, NORM, "2:4", "0.5"), "sparsity: pattern \"2:4\" means 0.5, got '0.5'"),
     "mask-width": (lambda: ops.wanda_mask(torch.ones(2, 12), torch.ones(12), "4:8"), "needs in_features divisible by 8, got 12"),
     "wanda-pack-width": (lambda: ops.wanda_pack24(torch.ones(2, 6), torch.ones(6)), "wanda_pack24: expected in_features divisible by 4, got 6"),
     "pack-width": (lambda: ops.pack24(torch.zeros(2, 6)), "pack24: expected in_features divisible by 4, got 6"),
@@ -56,6 +58,9 @@ CALLS = {
     "linear-cannot": (lambda: ops.linear24(X.double(), VALUES.double(), META, backend="cpu"), 'linear24: backend "cpu" was asked for, but '),
     "attention-rank": (lambda: ops.head_attention(QKV[0], 2), "head_attention: expected qkv of shape [B, S, 3*H*d], got (5, 24)"),
     "attention-heads": (lambda: ops.head_attention(QKV, 5), "head_attention: expected num_heads such that qkv's width 24 is a positive multiple of 3*num_heads, got 5"),
+    "attention-heads-text": (lambda: ops.head_attention(QKV, "2"), "head_attention: expected num_heads an integer of at least 1, got '2'"),
+    "attention-heads-float": (lambda: ops.head_attention(QKV, 2.0), "head_attention: expected num_heads an integer of at least 1, got 2.0"),
+    "attention-scale-text": (lambda: ops.head_attention(QKV, 2, scale="1"), "head_attention: expected scale a number or None, got '1'"),
     "attention-none": (lambda: ops.head_attention(QKV, 0), "multiple of 3*num_heads, got 0"),
 }  # fmt: skip
 

@@ -65,6 +65,8 @@ CHANGES = {
     "meta replaced": lambda m: setattr(m, "meta", Layer(seed=OTHER).meta),
     "both replaced": lambda m: swap(m, Layer(seed=OTHER)),
     "through data, all": lambda m: m.values.data.mul_(2),
+    "meta through data": lambda m: m.meta.data.fill_(0x44),
+    "meta's data replaced": lambda m: setattr(m.meta, "data", Layer(seed=OTHER).meta.data),
     "through data, copied": lambda m: m.values.data.copy_(Layer(seed=OTHER).values.data),
     "data replaced": lambda m: setattr(m.values, "data", Layer(seed=OTHER).values.data),
     "load_state_dict": lambda m: m.load_state_dict(Layer(seed=OTHER).state_dict()),
@@ -85,6 +87,51 @@ def test_never_stale(change):
     for _ in range(2):
         change(layer)
         check(layer)
+
+
+SHAPES = {
+    "square": (512, 512, torch.float32),
+    "tall": (3072, 768, torch.bfloat16),
+    "wide": (96, 2048, torch.float32),
+    "odd": (517, 268, torch.bfloat16),  # rows of 67 words of 4 bytes
+    "many narrow": (1030, 8, torch.float32),
+    "few": (3, 4096, torch.float32),
+}
+
+
+@pytest.mark.parametrize(("out", "inputs", "dtype"), SHAPES.values(), ids=SHAPES)
+def test_a_write_through_data_to_any_row_or_column_is_seen(out, inputs, dtype):
+    values, meta = packed(out, inputs, dtype)
+    word = 8 // dtype.itemsize if (inputs // 2) % (8 // dtype.itemsize) == 0 else 4 // dtype.itemsize
+    entry = prepared.Prepared(values, meta)
+    assert entry.is_for(values, meta)
+    parts = [values.data[row] for row in range(out)]
+    parts += [values.data[:, first : first + word] for first in range(0, inputs // 2, word)]
+    for part in parts:
+        part.neg_()
+        assert not entry.is_for(values, meta)
+        part.neg_()
+    assert entry.is_for(values, meta)
+
+
+def test_a_large_meta_is_sampled():
+    layer = Layer(512, 512)
+    check(layer)
+    layer.meta.data.copy_(Layer(512, 512, seed=OTHER).meta)
+    check(layer)
+    layer.meta.data = Layer(512, 512).meta
+    check(layer)
+
+
+def test_weights_that_are_not_contiguous_are_compared_whole():
+    values, meta = packed(64, 256)
+    values = values.t().contiguous().t()
+    entry = prepared.Prepared(values, meta)
+    for row, column in ((0, 0), (17, 90), (63, 127)):
+        values.data[row, column].neg_()
+        assert not entry.is_for(values, meta)
+        values.data[row, column].neg_()
+    assert entry.is_for(values, meta)
 
 
 def test_sampled_words_lie_in_every_part_of_the_weight():

@@ -5,6 +5,7 @@ One schema and one plain PyTorch definition an operator; faster forms are chosen
 
 from .backend import backends, check_backend, why_not
 from .functional import (
+    FLOAT_DTYPES,
     check_activation,
     column_sumsq,
     head_attention,
@@ -20,6 +21,7 @@ from .isa import cpu_isa
 from .prepared import prepare24
 
 __all__ = [
+    "FLOAT_DTYPES",
     "backends",
     "check_activation",
     "check_backend",

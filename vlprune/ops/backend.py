@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from types import ModuleType
@@ -48,14 +49,13 @@ def _load() -> tuple[ModuleType | None, str | None]:
 _extension, _missing = _load()
 
 
-def _read_override() -> str:
+@functools.cache
+def _override() -> str:
+    # Read at the first use: an import is to succeed whatever the environment says.
     value = os.environ.get("VLPRUNE_BACKEND", "auto")
     if value not in ("auto", *BACKENDS):
         raise ValueError(f"VLPRUNE_BACKEND: expected one of {', '.join(('auto', *BACKENDS))}, got {value!r}")
     return value
-
-
-_override = _read_override()
 
 
 def extension() -> ModuleType:
@@ -112,15 +112,16 @@ def backends() -> dict[str, dict[str, str | None]]:
     """For every operator and backend: None if it can run here, else the reason why not.
 
     Without an override the operators take "cpu" where it can run and "torch" elsewhere. The environment
-    variable VLPRUNE_BACKEND ("auto", "torch", "cpu"; read once, at import) overrides that for tensors on
-    the CPU; with "cpu", an operator that has a native form refuses what the native form cannot do.
+    variable VLPRUNE_BACKEND ("auto", "torch", "cpu"; read once, when the first operator needs it) overrides
+    that for tensors on the CPU; with "cpu", an operator that has a native form refuses what the native form
+    cannot do.
     """
     return {op: {backend: why_not(backend, op) for backend in BACKENDS} for op in _OPS}
 
 
 def runs_natively(op: str, dtype: torch.dtype, backend: str = "auto") -> bool:
     """Whether the native form of `op` shall run on CPU tensors of `dtype`."""
-    wanted = _override if backend == "auto" else backend
+    wanted = _override() if backend == "auto" else backend
     if wanted == "torch":
         return False
     if _extension is not None and dtype in _NATIVE_DTYPES[op]:

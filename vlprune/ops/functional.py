@@ -12,6 +12,7 @@ from . import library  # noqa: F401  (defines torch.ops.vlprune)
 from .backend import check_backend, why_not
 
 __all__ = [
+    "FLOAT_DTYPES",
     "check_activation",
     "column_sumsq",
     "head_attention",
@@ -24,7 +25,7 @@ __all__ = [
     "wanda_scores",
 ]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _ACTIVATIONS = (None, "gelu", "quick_gelu")
 _SCOPES = ("row", "layer")
 
@@ -239,6 +240,10 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
     _check_float("head_attention", "qkv", qkv)
     if qkv.dim() != 3:
         raise ValueError(f"head_attention: expected qkv of shape [B, S, 3*H*d], got {tuple(qkv.shape)}")
+    if not hasattr(num_heads, "__index__"):
+        raise ValueError(f"head_attention: expected num_heads an integer of at least 1, got {num_heads!r}")
+    if scale is not None and not hasattr(scale, "__float__"):
+        raise ValueError(f"head_attention: expected scale a number or None, got {scale!r}")
     if num_heads < 1 or qkv.shape[2] == 0 or qkv.shape[2] % (3 * num_heads):
         raise ValueError(
             f"head_attention: expected num_heads such that qkv's width {qkv.shape[2]} is a positive "
@@ -258,7 +263,7 @@ def _name(tensor: Tensor) -> str:
 
 
 def _check_float(op: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"{op}: expected {name} of dtype float32, bfloat16, float16 or float64, got {_name(tensor)}"
         )
@@ -303,7 +308,7 @@ def _check_selection(
 
 
 def _check_packed(op: str, values: Tensor, meta: Tensor) -> None:
-    if values.dtype not in _FLOATS:
+    if values.dtype not in FLOAT_DTYPES:
         _check_float(op, "values", values)
     if values.dim() != 2 or values.shape[1] % 2:
         raise ValueError(

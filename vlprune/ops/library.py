@@ -67,13 +67,8 @@ def _fake_mask(
     return weight.new_empty(weight.shape, dtype=torch.bool)
 
 
-def _fake_pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
-    rows, cols = weight.shape
-    return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
-
-
 def _fake_wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
-    return _fake_pack24(weight)
+    return native.empty_packed(weight)
 
 
 def _fake_unpack24(values: Tensor, meta: Tensor) -> Tensor:
@@ -108,7 +103,7 @@ _register("wanda_scores", reference.wanda_scores, _fake_scores)
 _register("select", reference.select, _fake_select)
 _register("wanda_mask", reference.wanda_mask, _fake_mask, native.wanda_mask)
 _register("wanda_pack24", reference.wanda_pack24, _fake_wanda_pack24, native.wanda_pack24)
-_register("pack24", reference.pack24, _fake_pack24, native.pack24)
+_register("pack24", reference.pack24, native.empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24)
 # Made of differentiable, traceable operators only, so that its gradient and its fake are theirs.

@@ -13,7 +13,7 @@ from ._threads import thread_count
 from .backend import extension, runs_natively
 from .prepared import ACTIVATION_CODE, DTYPE_CODE, best_isa, prepared24
 
-__all__ = ["column_sumsq", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
+__all__ = ["column_sumsq", "empty_packed", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
 
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -59,7 +59,7 @@ def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
         return reference.wanda_pack24(weight, column_norm)
     rows, cols = weight.shape
     weight, norm = weight.contiguous(), column_norm.float().contiguous()
-    values, meta = _empty_packed(weight)
+    values, meta = empty_packed(weight)
     bad = extension().wanda_pack24(
         weight.data_ptr(), DTYPE_CODE[weight.dtype], rows, cols, norm.data_ptr(),
         values.data_ptr(), meta.data_ptr(), thread_count(), best_isa(),
@@ -74,7 +74,7 @@ def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
         return reference.pack24(weight)
     rows, cols = weight.shape
     weight = weight.contiguous()
-    values, meta = _empty_packed(weight)
+    values, meta = empty_packed(weight)
     bad = extension().pack24(
         weight.data_ptr(), DTYPE_CODE[weight.dtype], rows, cols, values.data_ptr(), meta.data_ptr(),
         thread_count(), best_isa(),
@@ -135,7 +135,8 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _empty_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+def empty_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``(values, meta)`` of the shapes that packing `weight` gives; not written to."""
     rows, cols = weight.shape
     return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
 

@@ -3,11 +3,14 @@
 An entry belongs to one `values` tensor object, which the dispatcher hands through unchanged (also from
 compiled code). It is used again only if nothing that could change the weight has happened since:
 
-* the same `values` and `meta` objects, on the same storage and address (`.to()`, `.data = ...`);
+* the same `values` and `meta` objects, each on the same storage and address (`.to()`, `.data = ...`);
 * the same version counters (optimizer steps, `load_state_dict`, any in-place operation);
-* the same sampled bytes, because a write through `.data` moves no version counter. 64 samples see every
-  write that touches much of the weight; one that changes a few entries through `.data` they can miss, so
-  such code calls `prepare24` afterwards.
+* the same sampled bytes, because a write through `.data` moves no version counter.
+
+The samples of `values` are a word (8 bytes, or 4 where rows are no multiple of 8) of every row and of
+every column, those of `meta` 64 words spread over it; tensors of up to 4 KiB are compared whole. So
+through `.data` a write to whole rows or columns of `values`, or to most of `meta`, is seen; one to a part
+of a row, or to a few rows of `meta` alone, can be missed, and such code calls `prepare24` afterwards.
 
 Inference tensors count no versions, so nothing is kept for them: a model to run fast is to be loaded or
 pruned outside `torch.inference_mode()` (running it inside is fine).
@@ -17,8 +20,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +39,45 @@ DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATION_CODE = {None: 0, "gelu": 1, "quick_gelu": 2}
 
 _ALIGNMENT = 64
-_SAMPLES = 64
+_META_SAMPLES = 64
+_WHOLE = 4096
+_WORDS = {1: ctypes.c_uint8, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
 @functools.cache
 def best_isa() -> int:
     """Return the best instruction set of this machine, as `csrc/cpu/ops.h` numbers them."""
     return int(extension().best_isa())
+
+
+class _Seen:
+    """A tensor as it was: which object, where, which version, and some of its bytes."""
+
+    __slots__ = ("_address", "_bytes", "_storage", "_version", "_words", "reference")
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        words: np.ndarray[Any, Any],
+        forget: Callable[[weakref.ref[Tensor]], None] | None = None,
+    ) -> None:
+        self.reference = weakref.ref(tensor, forget)
+        self._version = tensor._version
+        self._address = tensor.data_ptr()
+        # A weak reference keeps the storage's identity from being given to another.
+        self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        self._words = words
+        self._bytes = words.tobytes()
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether it is that tensor, unchanged as far as can be told."""
+        return (
+            self.reference() is tensor
+            and self._version == tensor._version
+            and self._address == tensor.data_ptr()
+            and self._storage.cdata == tensor.untyped_storage()._cdata
+            and self._bytes == self._words.tobytes()
+        )
 
 
 class Prepared:
@@ -49,12 +87,7 @@ class Prepared:
         "_address",
         "_buffer",
         "_meta",
-        "_meta_version",
-        "_sampled",
-        "_samples",
-        "_storage",
         "_values",
-        "_version",
         "pointer",
     )
 
@@ -70,27 +103,12 @@ class Prepared:
         )
         if values.is_inference() or meta.is_inference():
             return
-        self._values = weakref.ref(values, functools.partial(_forget, id(values)))
-        self._meta = weakref.ref(meta)
-        self._version = values._version
-        self._meta_version = meta._version
-        self._address = values.data_ptr()
-        # A weak reference keeps the storage's identity from being given to another.
-        self._storage = StorageWeakRef(values.untyped_storage())  # type: ignore[no-untyped-call]
-        self._sampled = _sampled_words(values)
-        self._samples = self._sampled.tobytes()
+        self._values = _Seen(values, _sampled_values(values), functools.partial(_forget, id(values)))
+        self._meta = _Seen(meta, _sampled_meta(meta))
 
     def is_for(self, values: Tensor, meta: Tensor) -> bool:
         """Whether it still is the weight of (values, meta)."""
-        return (
-            self._values() is values
-            and self._meta() is meta
-            and self._version == values._version
-            and self._meta_version == meta._version
-            and self._address == values.data_ptr()
-            and self._storage.cdata == values.untyped_storage()._cdata
-            and self._samples == self._sampled.tobytes()
-        )
+        return self._values.is_still(values) and self._meta.is_still(meta)
 
 
 _cache: dict[int, Prepared] = {}
@@ -109,8 +127,9 @@ def prepare24(values: Tensor, meta: Tensor) -> None:
     """Make the CPU form of a packed weight now instead of at the first `linear24`.
 
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
-    will be passed there. Also to be called after changing single entries through ``values.data``, a write
-    that PyTorch does not count. Does nothing where `linear24` would not run natively.
+    will be passed there. Also to be called after changing single entries through ``values.data`` or
+    ``meta.data``: PyTorch does not count such writes, and only those to whole rows or columns of `values`
+    or to most of `meta` are seen. Does nothing where `linear24` would not run natively.
 
     Args:
         values: [out, in/2] as of `pack24`.
@@ -129,19 +148,38 @@ def _prepare(values: Tensor, meta: Tensor) -> Prepared:
     return entry
 
 
-def _sampled_words(values: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """View 64 words or more spread over the bytes of `values`, without keeping them alive."""
-    left = values.untyped_storage().nbytes() - values.storage_offset() * values.itemsize
-    count = int(min(values.numel() * values.itemsize, left)) // 8
-    # About 0.38 rows short of an even spread, so that the samples also spread over the columns.
-    row = values.shape[1] * values.itemsize // 8
-    stride = max(1, count // _SAMPLES - int(0.382 * row)) | 1
-    words = (ctypes.c_uint64 * count).from_address(values.data_ptr())
-    return np.ctypeslib.as_array(words)[::stride][: 2 * _SAMPLES]
+def _sampled_values(values: Tensor) -> np.ndarray[Any, Any]:
+    """View at least one word of every row and of every column."""
+    rows, row = values.shape[0], values.shape[1] * values.itemsize
+    if values.numel() * values.itemsize <= _WHOLE or not values.is_contiguous():
+        return _memory(values, 1)
+    word = 4 if row % 8 else 8
+    row //= word
+    # Not above `row`: no row is stepped over. Not above `rows`: at least `row` samples, and with no
+    # factor in common with `row` these lie in `row` different columns.
+    stride = max(1, min(rows, row - 1))
+    while math.gcd(stride, row) != 1:
+        stride -= 1
+    return _memory(values, word)[::stride]
+
+
+def _sampled_meta(meta: Tensor) -> np.ndarray[Any, Any]:
+    """View 64 words, evenly spread."""
+    if meta.numel() <= _WHOLE:
+        return _memory(meta, 1)
+    words = _memory(meta, 8)
+    return words[:: words.size // _META_SAMPLES]
+
+
+def _memory(tensor: Tensor, word: int) -> np.ndarray[Any, Any]:
+    """View the memory that `tensor` spans as words of 1, 4 or 8 bytes, without keeping it alive."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    count = (last + 1) * tensor.itemsize // word if tensor.numel() else 0
+    return np.ctypeslib.as_array((_WORDS[word] * count).from_address(tensor.data_ptr()))
 
 
 def _forget(key: int, reference: weakref.ref[Tensor]) -> None:
     # Runs at any moment, so it takes no lock; a newer tensor may already live under the same identity.
     entry = _cache.get(key)
-    if entry is not None and entry._values is reference:
+    if entry is not None and entry._values.reference is reference:
         _cache.pop(key, None)
