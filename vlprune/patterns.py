@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Real
+from typing import TypeGuard
 
 from torch import Tensor
 
 __all__ = ["Pattern", "PatternError"]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 _N_OF_M = re.compile(r"(\d+):(\d+)")

@@ -9,8 +9,6 @@ from .. import ops
 
 __all__ = ["Linear24"]
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 
 class Linear24(nn.Module):
     """``y = act(x W^T + b)`` with W packed 2:4: half the products, 9/16 of the bytes in bf16.
@@ -27,7 +25,11 @@ class Linear24(nn.Module):
         device: of the parameters.
         dtype: of the parameters.
 
-    State: ``values`` [out, in/2], ``meta`` uint8 [out, ceil(in/8)], ``bias`` [out].
+    State: ``values`` [out, in/2], ``meta`` uint8 [out, ceil(in/8)], ``bias`` [out]. On the CPU a
+    re-ordered copy of the weight is kept beside them and renewed when they change. A write through
+    ``values.data`` or ``meta.data`` moves no version counter: one to whole rows or columns of `values`,
+    or to most of `meta`, is noticed; after one that changes less, call
+    ``vlprune.ops.prepare24(layer.values, layer.meta)``.
 
     """
 
@@ -76,7 +78,7 @@ class Linear24(nn.Module):
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"Linear24.from_linear: expected nn.Linear, got {type(linear).__name__}")
         weight = linear.weight.detach()
-        if weight.dtype not in _FLOATS:
+        if weight.dtype not in ops.FLOAT_DTYPES:
             raise TypeError(f"Linear24.from_linear: expected a floating dtype, got {weight.dtype}")
         packed = cls(
             linear.in_features,
