@@ -1,6 +1,8 @@
 """Splitting attention into linear layers and merging it back, on whole models."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -54,6 +56,75 @@ def test_parameters_move_without_a_copy():
     models.merge_attention_(model)
     assert model.visual.transformer.resblocks[0].attn is attention
     assert attention.in_proj_weight is weight
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_brings_the_very_parameters_modules_and_hooks_back(kind, tmp_path):
+    model = build(kind, tmp_path)
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    hooked = [name for name in modules if name.endswith(".attn.out_proj")]
+    for name in hooked:
+        modules[name].register_forward_hook(print)
+    for _ in range(2):
+        models.split_attention_(model)
+        models.merge_attention_(model)
+    again = dict(model.named_parameters())
+    assert list(again) == list(parameters)
+    assert [name for name in parameters if again[name] is not parameters[name]] == []
+    assert [name for name, module in model.named_modules() if module is not modules[name]] == []
+    assert all(list(model.get_submodule(name)._forward_hooks.values()) == [print] for name in hooked)
+    assert hooked or kind.startswith("timm")
+
+
+def test_an_optimizer_made_before_splitting_trains_after_merging():
+    model = build("coca")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    name = "text_decoder.cross_attn.0.attn"
+    models.split_attention_(model)
+    with torch.no_grad():
+        model.get_submodule(name).k_proj.weight.fill_(0.5)
+    models.merge_attention_(model)
+    attention = model.get_submodule(name)
+    q, k, v = attention.in_proj_weight.detach().clone().chunk(3)
+    assert torch.equal(k, torch.full_like(k, 0.5))
+    attention.in_proj_weight.grad = torch.ones_like(attention.in_proj_weight)
+    optimizer.step()
+    assert torch.equal(attention.in_proj_weight, torch.cat([q, k, v]) - 0.1)
+
+
+def test_gradients_of_cross_attention_come_apart_and_together():
+    model = build("coca").train()
+    name = "text_decoder.cross_attn.1.attn"
+    model(*inputs(model))["logits"].square().sum().backward()
+    whole = model.get_submodule(name).in_proj_weight.grad.clone()
+    models.split_attention_(model)
+    model.get_submodule(name).v_proj.weight.grad.mul_(2.0)
+    models.merge_attention_(model)
+    q, k, v = whole.chunk(3)
+    assert torch.equal(model.get_submodule(name).in_proj_weight.grad, torch.cat([q, k, 2.0 * v]))
+
+
+def test_another_precision_while_split_reaches_the_parameters_of_before():
+    model = build("coca")
+    weight = model.text_decoder.cross_attn[0].attn.in_proj_weight
+    expected = weight.detach().to(torch.bfloat16)
+    models.split_attention_(model)
+    model.to(torch.bfloat16)
+    models.merge_attention_(model)
+    assert model.text_decoder.cross_attn[0].attn.in_proj_weight is weight
+    assert torch.equal(weight, expected)
+
+
+def test_a_projection_that_was_replaced_does_not_keep_the_dense_weight_alive():
+    model = build("coca")
+    weight = weakref.ref(model.text_decoder.cross_attn[0].attn.in_proj_weight)
+    models.split_attention_(model)
+    attention = model.text_decoder.cross_attn[0].attn
+    attention.q_proj = nn.Linear(32, 32)
+    gc.collect()
+    assert weight() is None
+    models.merge_attention_(model)
+    assert isinstance(model.text_decoder.cross_attn[0].attn.in_proj_weight, nn.Parameter)
 
 
 def test_zeros_set_while_split_are_there_after_merging():

@@ -2,7 +2,7 @@
 
 `nn.MultiheadAttention` and open_clip's `Attention` hold q, k and v in one bare parameter that no linear
 layer owns. The modules here own the same parameters through `nn.Linear` children, are called the same
-way by the block around them, and turn back into the module they came from without copying a value.
+way by the block around them, and turn back into the module they came from, with its own parameters.
 """
 
 from __future__ import annotations
@@ -159,28 +159,28 @@ class SplitAttention(AttentionCore):
             raise TypeError(f"SplitAttention: cannot stand in for {type(module).__name__}")
         packed, bias = getattr(module, "in_proj_weight", None), getattr(module, "in_proj_bias", None)
         split = cls(module.out_proj.out_features, int(module.num_heads), device="meta")  # type: ignore
-        split._packed = packed is not None
         separate = [f"{name}_weight" for name in split.inputs()]
         weights = _thirds(packed) if packed is not None else tuple(getattr(module, name) for name in separate)
         biases = (None, None, None) if bias is None else _thirds(bias)
         for name, w, b in zip(split.inputs(), weights, biases, strict=True):
             setattr(split, name, linear_of(w, b))
+        # on a projection, so that they are freed where it is replaced and there is no way back
+        vars(split.q_proj)["_whole"] = (packed, bias)
         _give(module, **dict.fromkeys(("in_proj_weight", "in_proj_bias", *separate)))
         split.adopt(module)
         return split
 
-    _packed = False
-
     def to_attention(self) -> nn.Module:
-        """Move the parameters back into the module they came from and return it; this one is spent."""
+        """Move the values back into the module and the parameters they came from; this one is spent."""
         _check_merge(self)
         origin = self.release()
         linears = list(self.inputs().values())
-        if self._packed:
-            _give(origin, in_proj_weight=_joined([m.weight for m in linears]))
+        weight, bias = getattr(self.q_proj, "_whole", (None, None))
+        if getattr(origin, "_qkv_same_embed_dim", True):
+            _give(origin, in_proj_weight=_joined([m.weight for m in linears], weight))
         else:
             _give(origin, **{f"{name}_weight": m.weight for name, m in self.inputs().items()})
-        _give(origin, in_proj_bias=_joined([m.bias for m in linears]))
+        _give(origin, in_proj_bias=_joined([m.bias for m in linears], bias))
         return origin
 
     def inputs(self) -> dict[str, nn.Module]:
@@ -210,11 +210,28 @@ def _give(module: nn.Module, **parameters: Any) -> None:
 
 
 def _thirds(parameter: nn.Parameter) -> tuple[nn.Parameter, ...]:
-    chunks = parameter.detach().chunk(3)
-    return tuple(nn.Parameter(chunk, requires_grad=parameter.requires_grad) for chunk in chunks)
+    thirds = tuple(nn.Parameter(t, parameter.requires_grad) for t in parameter.detach().chunk(3))
+    if parameter.grad is not None:
+        for third, grad in zip(thirds, parameter.grad.chunk(3), strict=True):
+            third.grad = grad
+    return thirds
 
 
-def _joined(parts: list[Any]) -> nn.Parameter | None:
+def _joined(parts: list[Any], whole: nn.Parameter | None) -> nn.Parameter | None:
+    """Join three parameters in `whole`, which an optimizer may hold; in a new one where that cannot be."""
     if parts[0] is None:
         return None
-    return nn.Parameter(torch.cat([p.detach() for p in parts]), requires_grad=parts[0].requires_grad)
+    values = torch.cat([p.detach() for p in parts])
+    if whole is None or whole.is_meta != values.is_meta:
+        whole = nn.Parameter(values)
+    whole.grad = None
+    if (whole.dtype, whole.device, whole.shape) == (values.dtype, values.device, values.shape):
+        with torch.no_grad():
+            whole.copy_(values)
+    else:
+        # the model went to another device or precision meanwhile
+        whole.data = values
+    if all(p.grad is not None for p in parts):
+        whole.grad = torch.cat([p.grad for p in parts])
+    whole.requires_grad_(parts[0].requires_grad)
+    return whole

@@ -50,7 +50,9 @@ class AttentionCore(nn.Module, ABC):
             self.batch_first, self.returns_tuple = origin.batch_first, True
             self.dropout = float(origin.dropout)
             # its out_proj is a subclass that only quantization tells apart; nn.Linear is what others look for
-            self.out_proj = linear_of(origin.out_proj.weight, origin.out_proj.bias)
+            out: Any = origin.out_proj
+            self.out_proj = linear_of(out.weight, out.bias)
+            out.weight = out.bias = None
         else:
             self.true_blocks = not hasattr(origin, "use_sdpa")
             self.dropout = float(origin.attn_drop.p)  # type: ignore[arg-type,union-attr]
@@ -62,24 +64,20 @@ class AttentionCore(nn.Module, ABC):
                 setattr(self, name, getattr(origin, name))
                 origin._modules[name] = None
             self.out_proj = origin.get_submodule("out_proj")
-        origin._modules["out_proj"] = None
+            origin._modules["out_proj"] = None
         self.train(origin.training)
         self._origin = (origin,)
 
     def release(self) -> nn.Module:
         """Give everything that `adopt` took back to the shell and return it."""
         (origin,) = self._origin
-        out = self.out_proj
         if isinstance(origin, nn.MultiheadAttention):
-            linear = nn.modules.linear.NonDynamicallyQuantizableLinear(
-                origin.embed_dim, origin.embed_dim, bias=out.bias is not None, device="meta"
-            )
-            linear.weight, linear.bias = out.weight, out.bias  # type: ignore[assignment]
-            out = linear
+            # into the module that was there before, with whatever hooks hang on it
+            out: Any = origin.out_proj
+            out.weight, out.bias = self.out_proj.weight, self.out_proj.bias
         else:
-            for name in ("logit_scale", "head_scale", "ln_q", "ln_k", "ln_inner", "out_drop"):
+            for name in ("logit_scale", "head_scale", "ln_q", "ln_k", "ln_inner", "out_drop", "out_proj"):
                 setattr(origin, name, getattr(self, name))
-        origin.out_proj = out
         origin.train(self.training)
         self._origin = ()
         return origin
