@@ -70,6 +70,14 @@ def test_numbered_classes(tmp_path, place):
     assert torch.equal(batch.images[2], preprocess(picture(3)))
 
 
+@pytest.mark.parametrize("place", [".", ".."], ids=["beside", "one folder up"])
+def test_class_names_that_are_no_text_name_the_file(tmp_path, place):
+    write_tar(tmp_path / "test" / "0.tar", {"a.png": encoded(1), "a.cls": "0"})
+    (tmp_path / "test" / place / "classnames.txt").write_bytes("grüner Hai\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classnames\.txt: not UTF-8 text \(byte 2\)"):
+        load(tmp_path / "test" / "0.tar")
+
+
 def test_named_classes(tmp_path):
     write_tar(
         tmp_path / "0.tar",

@@ -90,10 +90,14 @@ def _captions(
 
 
 def _text(shard: str, part: Part, read: Callable[[Part], bytes]) -> str:
+    return _decode(read(part), f"{shard}:{part.member}")
+
+
+def _decode(raw: bytes, where: str) -> str:
     try:
-        return read(part).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{shard}:{part.member}: not UTF-8 text") from None
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
 
 
 def _classify(samples: list[Sample], folder: Path, problems: Problems) -> Classified:
@@ -126,5 +130,6 @@ def _class_names(folder: Path) -> list[str] | None:
     for place in (folder, folder.parent):
         file = place / CLASS_NAMES
         if file.is_file():
-            return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+            lines = _decode(file.read_bytes(), str(file)).splitlines()
+            return [line.strip() for line in lines if line.strip()]
     return None
