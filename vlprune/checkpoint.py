@@ -20,6 +20,7 @@ from . import ops
 from ._version import __version__
 from .models.build import build_model
 from .models.card import model_card
+from .models.checks import check_device
 from .models.hints import preprocess_hint, tokenizer_hint, write_text_config
 from .models.recipe import Recipe, candidates, recover, uses_fp32_norms
 from .models.saved import (
@@ -27,6 +28,8 @@ from .models.saved import (
     FORMAT,
     FORMAT_VERSION,
     WEIGHTS_FILE,
+    files_of,
+    foreign_entry,
     is_saved_folder,
     read_folder,
     remembered,
@@ -34,7 +37,7 @@ from .models.saved import (
 from .models.tree import Changes, find_changes, tensors
 from .patterns import Pattern
 
-__all__ = ["from_pretrained", "save_pretrained"]
+__all__ = ["check_target", "from_pretrained", "save_pretrained"]
 
 _PATTERN = Pattern.parse("2:4")
 
@@ -49,27 +52,57 @@ def save_pretrained(
 
     Args:
         model: an open_clip model, pruned, sparsified or neither.
-        directory: a new or empty folder, or one that `save_pretrained` wrote and that is replaced.
+        directory: a new or empty folder, or one that `save_pretrained` wrote, with nothing of anyone
+            else's in it, and that is replaced.
         config: the open_clip config or model name to build from, where it cannot be read off the model.
 
     Raises:
         ValueError: the folder holds something else; or the model is not what its config builds plus the
             changes that vlprune makes (the first differences are named).
+        PermissionError: no folder can be made there.
 
     """
+    check_target(directory)
     target = Path(directory).resolve()
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"directory: {target} is a file")
-    if target.is_dir() and any(target.iterdir()) and not is_saved_folder(target):
-        raise ValueError(f"directory: {target} is not empty and holds no saved model; it is left as it is")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.saving-{uuid.uuid4().hex[:8]}")
     work.mkdir()
     try:
         _write(model, work, config)
+        # what was put there meanwhile is not to be lost either
+        check_target(target)
         _put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def check_target(directory: str | os.PathLike[str]) -> None:
+    """Raise what `save_pretrained` would raise over this directory; nothing is written.
+
+    Raises:
+        ValueError: it is a file, or it holds something that `save_pretrained` did not write and would
+            have to delete, which is named.
+        PermissionError: no folder can be made there.
+
+    """
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"directory: {target} is a file")
+    if target.is_dir() and any(target.iterdir()):
+        if not is_saved_folder(target):
+            raise ValueError(
+                f"directory: {target} is not empty and holds no saved model; it is left as it is"
+            )
+        if (foreign := foreign_entry(target)) is not None:
+            raise ValueError(
+                f"directory: {target / foreign} is not as save_pretrained wrote it; move it away, or save "
+                "elsewhere"
+            )
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"directory: {target} cannot be made, {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"directory: {target} cannot be written, {above} is read-only")
 
 
 def from_pretrained(directory: str | os.PathLike[str], device: str = "cpu") -> nn.Module:
@@ -79,9 +112,11 @@ def from_pretrained(directory: str | os.PathLike[str], device: str = "cpu") -> n
     come back as they were.
 
     Raises:
-        ValueError: a file that is missing, cut short, of a newer format, or that contradicts the other.
+        ValueError: a device that is not there; a file that is missing, cut short, of a newer format, or
+            that contradicts the other.
 
     """
+    check_device(device)
     return read_folder(Path(directory), device)[0]
 
 
@@ -107,7 +142,10 @@ def _write(model: nn.Module, folder: Path, config: dict[str, Any] | str | None) 
     }
     save_file(stored, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / "README.md").write_text(model_card(described, model, recipe), encoding="utf-8")
+    described["files"] = files_of(folder)
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    # safetensors makes its file private to the user
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
     for file in folder.rglob("*"):
         if file.is_file():
             # the rename that follows must not reach the disk before the contents do

@@ -32,6 +32,7 @@ def test_a_folder_in_open_clips_form(form, tmp_path):
     loaded = models.load_model(write_folder(tmp_path / "model", form, whole, model))
     assert all(torch.equal(a, b) for a, b in zip(outputs(loaded.model), outputs(model), strict=True))
     assert not loaded.model.training
+    assert not loaded.random_weights
     assert loaded.model.visual.preprocess_cfg["mean"] == (0.1, 0.2, 0.3)
     assert "CenterCrop(size=(32, 32))" in str(loaded.preprocess)
     assert loaded.tokenizer(["a dog"]).shape == (1, 9)
@@ -65,9 +66,35 @@ def test_a_text_tower_is_found_beside_the_config(tmp_path):
             {"config.json": json.dumps(CONFIG), "model.safetensors": "short"},
             "model.safetensors: does not fit",
         ),
-        ({"config.json": json.dumps(CONFIG | {"depth": 3})}, "cannot build it.*depth"),
+        ({"config.json": json.dumps(CONFIG | {"depth": 3})}, "config.json: .*cannot build it.*depth"),
+        ({"config.json": "[1]"}, r"config.json: expected an object, got \[1\]"),
+        (
+            {"open_clip_config.json": '{"model_cfg": 1}'},
+            "open_clip_config.json: model_cfg: expected an object",
+        ),
+        (
+            {"config.json": json.dumps(CONFIG | {"vision_cfg": 5})},
+            "config.json: vision_cfg: expected an object",
+        ),
+        (
+            {"config.json": json.dumps(CONFIG | {"text_cfg": []})},
+            "config.json: .*text_cfg: expected an object",
+        ),
+        ({"config.json": json.dumps(CONFIG | {"embed_dim": "x"})}, "config.json: .*cannot build it"),
+        (
+            {"config.json": json.dumps(CONFIG | {"vision_cfg": VISION | {"patch_size": 0}})},
+            "config.json: .*zero",
+        ),
+        (
+            {"config.json": json.dumps(CONFIG | {"preprocess_cfg": 1})},
+            "config.json: preprocess_cfg: expected an",
+        ),
+        (
+            {"config.json": json.dumps(CONFIG | {"preprocess_cfg": {"size": "x"}})},
+            "config.json: .*size: expected",
+        ),
     ],
-    ids=["empty", "broken", "other", "no-weights", "damaged", "unknown-key"],
+    ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_a_folder_that_cannot_be_loaded(files, reason, tmp_path):
     for name, text in files.items():
@@ -110,6 +137,7 @@ def test_demo_takes_no_tag():
 def test_demo():
     loaded = models.load_model("demo")
     assert loaded.name == "demo"
+    assert not loaded.random_weights
     assert list(models.view(loaded.model).towers) == ["visual", "text"]
     assert loaded.model.visual.preprocess_cfg["size"] == loaded.model.visual.image_size[0]
 
@@ -143,6 +171,7 @@ def test_random_weights_on_purpose_are_not_warned_of(registered, capfd):
     level, handlers = logging.getLogger().level, list(logging.getLogger().handlers)
     loaded = models.load_model(registered)
     assert loaded.name == registered
+    assert loaded.random_weights
     assert loaded.tokenizer(["a dog"]).shape == (1, 9)
     assert not loaded.model.training
     assert capfd.readouterr() == ("", "")
@@ -153,7 +182,39 @@ def test_weights_from_a_file(registered, tmp_path):
     model = build("clip")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     loaded = models.load_model(registered, str(tmp_path / "weights.pt"))
+    assert not loaded.random_weights
     assert all(torch.equal(a, b) for a, b in zip(outputs(loaded.model), outputs(model), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda f: f.write_bytes(b"garbage"), "no weights can be read from it"),
+        (lambda f: f.write_bytes(b""), "no weights can be read from it"),
+        (lambda f: torch.save([1, 2], f), "no weights can be read from it"),
+        (lambda f: torch.save({"a": torch.zeros(1)}, f), "Missing key"),
+    ],
+    ids=["garbage", "empty", "list", "other-keys"],
+)
+def test_a_file_that_is_no_checkpoint_is_named(registered, tmp_path, write, reason):
+    file = tmp_path / "bad.pt"
+    write(file)
+    with pytest.raises(ValueError, match=f"^{file}: does not fit {registered}: .*{reason}") as caught:
+        models.load_model(registered, str(file))
+    assert caught.value.__cause__ is not None
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_name_of_a_hub_brings_its_weights(monkeypatch):
+    import open_clip
+
+    monkeypatch.setattr(
+        open_clip, "create_model_and_transforms", lambda *_, **__: (build("clip"), None, "preprocess")
+    )
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: name)
+    loaded = models.load_model("hf-hub:some/model")
+    assert (loaded.tokenizer, loaded.preprocess) == ("hf-hub:some/model", "preprocess")
+    assert not loaded.random_weights
 
 
 def test_a_saved_model_of_the_registry_names_it(registered, tmp_path):

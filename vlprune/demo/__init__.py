@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from vlprune.files import read_json
+from vlprune.models.build import build_model, build_preprocess
 
 if TYPE_CHECKING:
     from vlprune.demo.tokenizer import WordTokenizer
@@ -31,7 +33,7 @@ def load(folder: Path = FOLDER) -> tuple[nn.Module, Preprocess, WordTokenizer]:
 
     from vlprune.demo.tokenizer import WordTokenizer
 
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     words = (folder / "vocab.txt").read_text().split()
     model = build(config)
     weights = load_file(folder / "model.safetensors")
@@ -42,17 +44,12 @@ def load(folder: Path = FOLDER) -> tuple[nn.Module, Preprocess, WordTokenizer]:
 
 def build(config: dict[str, Any]) -> nn.Module:
     """Return a freshly initialised open_clip model of a config's embed_dim, vision_cfg and text_cfg."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
-    return cast(nn.Module, CLIP(config["embed_dim"], vision, text))
+    return build_model(config)
 
 
 def preprocess_of(config: dict[str, Any]) -> Preprocess:
     """Return open_clip's inference transform for a config's preprocess_cfg."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    return cast(Preprocess, image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False))
+    return build_preprocess(config["preprocess_cfg"])
 
 
 def to_half(model: nn.Module) -> dict[str, Tensor]:

@@ -7,11 +7,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from .checks import UNUSABLE, expect, first_line
 
 __all__ = ["build_model", "build_preprocess", "build_tokenizer", "quiet"]
 
@@ -39,8 +42,8 @@ def build_model(
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise ValueError(f"model config: {missing[0]!r} is missing")
-    text = config["text_cfg"]
-    config["vision_cfg"].pop("timm_model_pretrained", None)
+    text = expect(config["text_cfg"], dict, "model config: text_cfg")
+    expect(config["vision_cfg"], dict, "model config: vision_cfg").pop("timm_model_pretrained", None)
     custom = config.pop("custom_text", False) or bool(text.get("hf_model_name"))
     if text.get("hf_model_name"):
         text["hf_model_pretrained"] = False
@@ -50,7 +53,7 @@ def build_model(
     try:
         with quiet(), torch.device(device):
             model: nn.Module = kind(**config, cast_dtype=cast_dtype)
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError, KeyError) as error:
+    except (*UNUSABLE, OSError) as error:
         raise ValueError(f"model config: open_clip cannot build it: {first_line(error)}") from error
     return model.eval()
 
@@ -72,9 +75,16 @@ def _preprocess_cfg(config: dict[str, Any]) -> Any:
     from open_clip.transform import PreprocessCfg
 
     known = {field.name for field in fields(PreprocessCfg)}
-    return PreprocessCfg(
+    cfg = PreprocessCfg(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
     )
+    # torchvision would only notice when the first image comes
+    for key, kind in (("size", Integral), ("mean", Real), ("std", Real)):
+        value = getattr(cfg, key)
+        parts = value if isinstance(value, tuple) else (value,)
+        if not parts or not all(isinstance(part, kind) for part in parts):
+            raise ValueError(f"preprocess: {key}: expected a number or a list of numbers, got {value!r:.60}")
+    return cfg
 
 
 def build_tokenizer(spec: dict[str, Any], folder: Path | None = None) -> Callable[..., Any]:
@@ -130,12 +140,6 @@ def _no_tokenizer(*_: Any, **__: Any) -> Any:
 
 def _resolve(name: str, folder: Path | None) -> str:
     return str(folder / name) if folder is not None and (folder / name).is_dir() else name
-
-
-def first_line(error: BaseException) -> str:
-    """Shorten an error to what fits in another's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

@@ -20,9 +20,7 @@ def model_card(described: dict[str, Any], model: nn.Module, recipe: Recipe) -> s
         header.append(f"base_model: {base}")
     layers, weights = described["layers"], described["weights"]
     total = sum(p.numel() for p in model.parameters())
-    facts = [
-        f"{type(model).__name__}, {total:,} parameters" + (f", architecture {name}" if name else "")
-    ]
+    facts = [f"{type(model).__name__}, {total:,} parameters" + (f", architecture {name}" if name else "")]
     if source:
         facts.append(f"made from `{source}`")
     if count := len(weights["packed"]):

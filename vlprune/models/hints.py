@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..files import read_json
 from .build import complete_preprocess, tokenizer_spec
 from .recipe import Recipe, known_name
 from .saved import remembered
@@ -77,7 +78,7 @@ def _is_demo(recipe: Recipe) -> bool:
 
     if not (demo.FOLDER / "config.json").is_file():
         return False
-    config = json.loads((demo.FOLDER / "config.json").read_text())
+    config = read_json(demo.FOLDER / "config.json")
     keys = ("context_length", "vocab_size", "width")
     same = all(recipe.config["text_cfg"].get(key) == config["text_cfg"][key] for key in keys)
     return same and recipe.config["embed_dim"] == config["embed_dim"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +10,33 @@ from typing import Any
 
 from torch import nn
 
+from ..files import read_json
 from . import saved
 from .build import (
     build_model,
     build_preprocess,
     build_tokenizer,
     complete_preprocess,
-    first_line,
     quiet,
     tokenizer_spec,
 )
+from .checks import bad_weights, check_device, contents_of, expect, first_line
 
 __all__ = ["LoadedModel", "load_model"]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode with what turns images and texts into its inputs."""
+    """A model in eval mode with what turns images and texts into its inputs.
+
+    `random_weights` is True where the model is an architecture alone, whose weights nobody trained.
+    """
 
     model: nn.Module
     preprocess: Callable[..., Any]
     tokenizer: Callable[..., Any]
     name: str
+    random_weights: bool = False
 
 
 def load_model(name: str, pretrained: str | None = None, device: str = "cpu") -> LoadedModel:
@@ -47,10 +51,11 @@ def load_model(name: str, pretrained: str | None = None, device: str = "cpu") ->
 
     Raises:
         ValueError: an unknown name (the nearest are listed) or tag (all are listed), or a folder that
-            cannot be loaded.
+            cannot be loaded, or a device that is not there.
         OSError: the weights could not be downloaded.
 
     """
+    check_device(device)
     if name == "demo" or Path(name).is_dir():
         if pretrained is not None:
             raise ValueError(
@@ -67,7 +72,7 @@ def _load_demo() -> LoadedModel:
     from .. import demo
 
     model, preprocess, tokenizer = demo.load()
-    config = json.loads((demo.FOLDER / "config.json").read_text())
+    config = read_json(demo.FOLDER / "config.json")
     _remember(model, "demo", {"kind": "demo"}, config["preprocess_cfg"])
     return LoadedModel(model, preprocess, tokenizer, "demo")
 
@@ -75,29 +80,32 @@ def _load_demo() -> LoadedModel:
 def _load_folder(folder: Path, device: str) -> LoadedModel:
     if saved.is_saved_folder(folder):
         model, config = saved.read_folder(folder, device)
-        preprocess = build_preprocess(config["preprocess"])
-        return LoadedModel(model, preprocess, build_tokenizer(config["tokenizer"], folder), str(folder))
-    config, preprocess_cfg = _open_clip_form(folder)
-    model = build_model(config, folder)
+        with contents_of(folder / saved.CONFIG_FILE):
+            preprocess = build_preprocess(config["preprocess"])
+            tokenizer = build_tokenizer(config["tokenizer"], folder)
+        return LoadedModel(model, preprocess, tokenizer, str(folder))
+    file, config, preprocess_cfg = _open_clip_form(folder)
+    with contents_of(file):
+        model = build_model(config, folder)
+        spec = tokenizer_spec(config["text_cfg"], folder)
+        # not the whole path, which says more about this machine than about the model
+        _remember(model, folder.resolve().name, spec, preprocess_cfg)
+        preprocess, tokenizer = build_preprocess(preprocess_cfg), build_tokenizer(spec, folder)
     _load_weights(model, folder)
-    spec = tokenizer_spec(config["text_cfg"], folder)
-    # not the whole path, which says more about this machine than about the model
-    _remember(model, folder.resolve().name, spec, preprocess_cfg)
-    return LoadedModel(model, build_preprocess(preprocess_cfg), build_tokenizer(spec, folder), str(folder))
+    return LoadedModel(model, preprocess, tokenizer, str(folder))
 
 
-def _open_clip_form(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the model config and the preprocess config of a folder in open_clip's form."""
-    for file in ("open_clip_config.json", "config.json"):
-        if (folder / file).is_file():
-            try:
-                whole = json.loads((folder / file).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{folder / file}: not valid JSON: {error}") from error
-            config = whole.get("model_cfg", whole)
-            if {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
-                size = config["vision_cfg"].get("image_size", 224)
-                return config, {"size": size, **whole.get("preprocess_cfg", {})}
+def _open_clip_form(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return the file that describes a folder in open_clip's form, its model config and preprocess config."""
+    for file in (folder / "open_clip_config.json", folder / "config.json"):
+        if file.is_file():
+            whole = read_json(file)
+            with contents_of(file):
+                config = expect(expect(whole, dict).get("model_cfg", whole), dict, "model_cfg")
+                if {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
+                    size = expect(config["vision_cfg"], dict, "vision_cfg").get("image_size", 224)
+                    given = expect(whole.get("preprocess_cfg", {}), dict, "preprocess_cfg")
+                    return file, config, {"size": size, **given}
     raise ValueError(
         f"{folder}: no model folder: expected a config.json of vlprune, or open_clip_config.json or "
         "config.json with embed_dim, vision_cfg and text_cfg"
@@ -106,7 +114,6 @@ def _open_clip_form(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
     from open_clip.factory import load_checkpoint
-    from safetensors import SafetensorError
 
     files = [folder / f for f in ("open_clip_model.safetensors", "model.safetensors")]
     file = next((f for f in files if f.is_file()), None)
@@ -115,9 +122,8 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
     try:
         with quiet():
             load_checkpoint(model, str(file))
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{file}: does not fit its config: {reason}") from error
+    except Exception as error:
+        raise bad_weights(file, "its config", error) from error
 
 
 def _load_open_clip(name: str, pretrained: str | None, device: str) -> LoadedModel:
@@ -129,7 +135,8 @@ def _load_open_clip(name: str, pretrained: str | None, device: str) -> LoadedMod
         if name.startswith((".", "/", "~")):
             raise ValueError(f"model: {name}: no such folder")
         raise ValueError(f"model: {name!r} is no open_clip model and no folder; nearest: {_nearest(known)}")
-    if not hub and pretrained is not None and not Path(pretrained).is_file():
+    file = Path(pretrained) if pretrained is not None and Path(pretrained).is_file() else None
+    if not hub and pretrained is not None and file is None:
         tags = open_clip.list_pretrained_tags_by_model(known)
         # open_clip compares tags without regard to case and dashes
         if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
@@ -141,12 +148,23 @@ def _load_open_clip(name: str, pretrained: str | None, device: str) -> LoadedMod
             model, _, preprocess = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, device=device, pretrained_hf=False
             )
+    except Exception as error:
+        # unpickling what is no checkpoint raises anything
+        if file is not None and not isinstance(error, OSError):
+            raise bad_weights(file, name, error) from error
+        raise _not_got(name, pretrained, error) from error
+    try:
+        with quiet():
             tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
-        what = f"{name} ({pretrained})" if pretrained else name
-        raise OSError(f"could not get {what}: {first_line(error)}") from error
+        raise _not_got(name, pretrained, error) from error
     _remember(model, f"{name}:{pretrained}" if pretrained else name, {"kind": "open_clip", "name": name})
-    return LoadedModel(model, preprocess, tokenizer, name)
+    return LoadedModel(model, preprocess, tokenizer, name, random_weights=pretrained is None and not hub)
+
+
+def _not_got(name: str, pretrained: str | None, error: Exception) -> OSError:
+    what = f"{name} ({pretrained})" if pretrained else name
+    return OSError(f"could not get {what}: {first_line(error)}")
 
 
 def _nearest(name: str) -> str:

@@ -1,24 +1,36 @@
 """The folder that `save_pretrained` writes, read back.
 
-``config.json`` says how to build the model and what was changed in it, ``model.safetensors`` holds the
-tensors. A weight listed under ``weights.packed`` is stored as ``NAME.values`` and ``NAME.meta``; one under
-``weights.tied`` is the same tensor as another.
+``config.json`` says how to build the model, what was changed in it and which other files were written
+(``files``: name -> SHA-256); ``model.safetensors`` holds the tensors. A weight listed under
+``weights.packed`` is stored as ``NAME.values`` and ``NAME.meta``; one under ``weights.tied`` is the same
+tensor as another.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import hashlib
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import ops
+from ..files import read_json
 from ..nn.linear24 import Linear24
-from .build import build_model, first_line
+from .build import build_model
+from .checks import contents_of, expect, first_line
 from .tree import Changes, apply_changes, tensors
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "is_saved_folder", "read_folder", "remember", "remembered"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "files_of",
+    "foreign_entry",
+    "is_saved_folder",
+    "read_folder",
+    "remember",
+    "remembered",
+]
 
 FORMAT = "vlprune"
 FORMAT_VERSION = 1
@@ -27,8 +39,9 @@ WEIGHTS_FILE = "model.safetensors"
 
 _KEYS = frozenset(
     {"format", "format_version", "vlprune_version", "open_clip_version", "model", "layers", "weights",
-     "preprocess", "tokenizer", "source"}
+     "preprocess", "tokenizer", "source", "files"}
 )  # fmt: skip
+_OPTIONAL = frozenset({"source", "files", "open_clip_version", "vlprune_version"})
 _WEIGHTS_KEYS = frozenset({"packed", "tied", "frozen"})
 
 
@@ -45,10 +58,32 @@ def remembered(model: nn.Module) -> dict[str, Any]:
 def is_saved_folder(folder: Path) -> bool:
     """Whether `folder` was written by `save_pretrained`."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("format") == FORMAT
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in `folder` but its config and its weights, by relative name."""
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file not in (folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    }
+
+
+def foreign_entry(folder: Path) -> str | None:
+    """Name an entry of a saved folder that `save_pretrained` did not write, or that was changed since."""
+    written = read_json(folder / CONFIG_FILE).get("files")
+    known: dict[str, str] = written if isinstance(written, dict) else {}
+    places = {CONFIG_FILE, WEIGHTS_FILE, *known}
+    places.update(str(above) for name in known for above in PurePosixPath(name).parents)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in places or path.is_symlink():
+            return name
+    return next((name for name, digest in files_of(folder).items() if known.get(name) != digest), None)
 
 
 def read_folder(folder: Path, device: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
@@ -61,22 +96,25 @@ def read_folder(folder: Path, device: str = "cpu") -> tuple[nn.Module, dict[str,
     from open_clip.model import set_model_preprocess_cfg
 
     config = _read_config(folder)
-    changes = Changes.from_dict(config["layers"])
-    recipe = config["model"]
-    model = build_model(recipe["config"], folder, fp32_norms=recipe["fp32_norms"], device="meta")
-    if any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values()):
-        # such tensors are computed at construction and are in no file
-        model = build_model(recipe["config"], folder, fp32_norms=recipe["fp32_norms"])
-    try:
+    recipe, weights = config["model"], config["weights"]
+    with contents_of(folder / CONFIG_FILE):
+        changes = Changes.from_dict(config["layers"])
+        shapes = {name: [int(size) for size in shape] for name, shape in changes.shapes.items()}
+        model = build_model(recipe["config"], folder, fp32_norms=recipe["fp32_norms"], device="meta")
+        if any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values()):
+            # such tensors are computed at construction and are in no file
+            model = build_model(recipe["config"], folder, fp32_norms=recipe["fp32_norms"])
         apply_changes(model, changes)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-    _fill(model, folder / WEIGHTS_FILE, config["weights"], changes.shapes, device)
-    set_model_preprocess_cfg(model, config["preprocess"])
-    tokenizer = dict(config["tokenizer"])
-    if tokenizer.get("kind") == "hf" and (folder / tokenizer["name"]).is_dir():
-        tokenizer["name"] = str((folder / tokenizer["name"]).resolve())
-    remember(model, config.get("source"), tokenizer)
+        expected = tensors(model)
+        named = (*weights["tied"], *weights["tied"].values(), *weights["packed"], *weights["frozen"])
+        if strange := [name for name in named if name not in expected]:
+            raise ValueError(f"weights: the model has no {strange[0]!r}")
+        set_model_preprocess_cfg(model, config["preprocess"])
+        tokenizer = dict(config["tokenizer"])
+        if tokenizer.get("kind") == "hf" and (folder / tokenizer["name"]).is_dir():
+            tokenizer["name"] = str((folder / tokenizer["name"]).resolve())
+        remember(model, config.get("source"), tokenizer)
+    _fill(model, folder / WEIGHTS_FILE, weights, shapes, device)
     return model.eval(), config
 
 
@@ -87,10 +125,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for needed in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / needed).is_file():
             raise ValueError(f"{folder}: {needed} is missing")
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON: {error}") from error
+    config: Any = read_json(file)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f'{file}: expected "format": "{FORMAT}"; was this written by save_pretrained?')
     version = config.get("format_version")
@@ -99,15 +134,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{file}: format_version {version!r}, but this vlprune reads 1 to {FORMAT_VERSION}; "
             "install a newer vlprune"
         )
-    weights = config.get("weights", {})
-    for found, known, where in ((config, _KEYS, ""), (weights, _WEIGHTS_KEYS, "weights.")):
-        if unknown := sorted(found.keys() - known):
-            raise ValueError(f"{file}: unknown key {where + unknown[0]!r}")
-        if missing := sorted(known - found.keys() - {"source", "open_clip_version", "vlprune_version"}):
-            raise ValueError(f"{file}: key {where + missing[0]!r} is missing")
-    if not {"config", "fp32_norms"} <= config["model"].keys():
-        raise ValueError(f"{file}: model: expected keys 'config' and 'fp32_norms'")
+    with contents_of(file):
+        _check_keys(config, _KEYS, "")
+        for key in ("model", "layers", "weights", "preprocess", "tokenizer"):
+            expect(config[key], dict, key)
+        _check_keys(config["weights"], _WEIGHTS_KEYS, "weights.")
+        for key, kind in (("packed", list), ("tied", dict), ("frozen", list)):
+            expect(config["weights"][key], kind, f"weights.{key}")
+        if not {"config", "fp32_norms"} <= config["model"].keys():
+            raise ValueError("model: expected keys 'config' and 'fp32_norms'")
+        expect(config["model"]["config"], dict, "model.config")
+        expect(config["model"]["fp32_norms"], bool, "model.fp32_norms")
     return config
+
+
+def _check_keys(found: dict[str, Any], known: frozenset[str], where: str) -> None:
+    if unknown := sorted(found.keys() - known):
+        raise ValueError(f"unknown key {where + unknown[0]!r}")
+    if missing := sorted(known - found.keys() - _OPTIONAL):
+        raise ValueError(f"key {where + missing[0]!r} is missing")
 
 
 def _fill(
@@ -118,8 +163,6 @@ def _fill(
 
     expected, tied, packed = tensors(model), weights["tied"], set(weights["packed"])
     frozen = set(weights["frozen"])
-    if strange := [name for name in (*tied, *tied.values(), *packed, *frozen) if name not in expected]:
-        raise ValueError(f"{file.parent / CONFIG_FILE}: weights: the model has no {strange[0]!r}")
     own = [name for name in expected if name not in tied]
     keys = {key for name in own for key in _stored_as(name, name in packed)}
     loaded: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..nn.attention import PackedAttention, SplitAttention, is_splittable
 from ..nn.linear24 import Linear24
+from .checks import expect
 from .split import replace, split_one
 from .view import view
 
@@ -47,11 +48,14 @@ class Changes:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Changes:
-        """Read what `to_dict` returned; unknown keys raise ValueError."""
+        """Read what `to_dict` returned; unknown keys and values of another kind raise ValueError."""
         try:
-            return cls(**data)
+            changes = cls(**data)
         except TypeError as error:
             raise ValueError(f"layers: {error}") from error
+        for name, empty in vars(cls()).items():
+            expect(getattr(changes, name), type(empty), f"layers.{name}")
+        return changes
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
