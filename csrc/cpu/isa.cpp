@@ -15,7 +15,8 @@ bool machine_has(Isa isa) {
             return true;
 #ifdef VLPRUNE_HAVE_AVX2
         case Isa::avx2:
-            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   __builtin_cpu_supports("f16c");
 #endif
 #if defined(VLPRUNE_EMULATE_AVX512)
         case Isa::avx512:

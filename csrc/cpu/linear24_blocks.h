@@ -38,9 +38,11 @@ inline int64_t claim(const Linear24& p, int64_t total, int part, int parts) {
     return -1;
 }
 
-// A panel row holds one input of this many tokens.
+// Floats from one panel row, which holds an input of width * panel_vectors tokens, to the next. A power of two
+// of bytes would put all rows into the same sets of the first-level cache: 9 % slower with rows of 512 bytes than
+// of 576, 64 tokens of 768 -> 3072 on Zen 3.
 template <class V>
-constexpr int panel_tokens = V::width * V::panel_vectors;
+constexpr int panel_stride = V::width * V::panel_vectors + V::panel_padding;
 
 constexpr int octet = 8;  // kept weights handled together; a row's count is padded to it
 constexpr int octets_of(int64_t inputs) { return static_cast<int>((inputs + 15) / 16); }
@@ -87,7 +89,7 @@ inline int meta_nibble(const uint8_t* meta_row, int64_t group) {
 template <class V, class Element>
 struct Prepared {
     using B = Block<V, Element>;
-    static constexpr int row_bytes = panel_tokens<V> * static_cast<int>(sizeof(float));
+    static constexpr int row_bytes = panel_stride<V> * static_cast<int>(sizeof(float));
     static_assert(sizeof(B) % 64 == 0, "blocks start on cache lines");
     static_assert(block_inputs * row_bytes <= 65536, "offsets have 16 bits");
 

@@ -1,10 +1,12 @@
 // linear24 with tokens on the lanes: for many tokens.
 //
-// x is packed into panels of 64 inputs x panel_tokens, small enough to stay in the first-level cache. For
+// x is packed into panels of 64 inputs x panel_vectors vectors of tokens, small enough to stay in the first-level cache. For
 // each kept weight: one offset, one broadcast, and for every vector of tokens one multiply-add whose operand
 // is read from the panel. The sums of one output row are the registers; between input blocks they rest in a
 // chunk of rows that fits the second-level cache.
 #pragma once
+#include <utility>
+
 #include "linear24_activation.h"
 #include "linear24_blocks.h"
 
@@ -17,7 +19,7 @@ struct Panel {
     using Row = typename B::Row;
     using reg = typename V::reg;
     static constexpr int W = V::width;
-    static constexpr int stride = panel_tokens<V>;  // floats in a panel row, and in a row of sums
+    static constexpr int stride = panel_stride<V>;  // floats in a panel row, and in a row of sums
     static constexpr int unit_rows = 16;            // rows finished together: a cache line of float32 output
     static constexpr int unit_tiles = unit_rows / W;
     static constexpr int chunk_units = 32;     // 512 rows: their sums fill 196 KB of the second-level cache
@@ -53,6 +55,7 @@ struct Panel {
         const float* x = reinterpret_cast<const float*>(panel + (offsets & 0xffff));
         offsets >>= 16;
         const reg weight = V::template lane4<lane>(quad);
+#pragma GCC unroll 12
         for (int v = 0; v < vectors; ++v) sum[v] = V::fma(weight, V::load(x + v * W), sum[v]);
     }
 
@@ -75,12 +78,16 @@ struct Panel {
     static void multiply(const float* panel, const B& block, int octets, const float* start, float* sums) {
         const char* base = reinterpret_cast<const char*>(panel);
         for (int row = 0; row < W; row += rows) {
+            // Unrolled by order: GCC leaves the loop over rows standing, and the sums would live in memory.
             reg sum[rows][vectors];
+#pragma GCC unroll 4
             for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 12
                 for (int v = 0; v < vectors; ++v)
                     sum[r][v] = start ? V::set1(start[row + r]) : V::load(sums + (row + r) * stride + v * W);
             prefetch_ahead(block.rows[row], rows);
             for (int o = 0; o < octets; ++o) {
+#pragma GCC unroll 4
                 for (int r = 0; r < rows; ++r) {
                     const Row& weight = block.rows[row + r];
                     const Quads<V> quads = quads_of<V>(weight.values + o * octet);
@@ -88,20 +95,26 @@ struct Panel {
                     add_quad<vectors>(base, weight.offsets[2 * o + 1], quads.second, sum[r]);
                 }
             }
+#pragma GCC unroll 4
             for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 12
                 for (int v = 0; v < vectors; ++v) V::store(sums + (row + r) * stride + v * W, sum[r][v]);
         }
     }
 
     using Multiply = void (*)(const float*, const B&, int, const float*, float*);
-    static Multiply multiply_for(int64_t vectors) {
-        // Two rows at a time with four to seven vectors, or more rows with fewer, measured up to 15 % slower.
-        static constexpr Multiply table[] = {
-            multiply<1, 4>, multiply<2, 2>, multiply<3, 2>, multiply<4, 1>,  multiply<5, 1>,  multiply<6, 1>,
-            multiply<7, 1>, multiply<8, 1>, multiply<9, 1>, multiply<10, 1>, multiply<11, 1>, multiply<12, 1>,
-        };
-        static_assert(V::panel_vectors <= 12, "one entry for each count of vectors");
+
+    // Two rows while their sums fit the registers: one core of Zen 3 gains 8 to 15 % with three or four vectors.
+    template <int vectors>
+    static constexpr int rows_together = vectors == 1 ? 4 : vectors <= V::two_rows_to ? 2 : 1;
+
+    template <int... less>
+    static Multiply multiply_for(int64_t vectors, std::integer_sequence<int, less...>) {
+        static constexpr Multiply table[] = {multiply<less + 1, rows_together<less + 1>>...};
         return table[vectors - 1];
+    }
+    static Multiply multiply_for(int64_t vectors) {
+        return multiply_for(vectors, std::make_integer_sequence<int, V::panel_vectors>());
     }
 
     // A unit writes one line of every token's row: fetched while its last sums are computed, 1 to 4 % faster.

@@ -1,6 +1,8 @@
 // Work split over threads: torch's own OpenMP pool where it is known, a small pool of our own elsewhere.
 // A second OpenMP runtime beside torch's would spin against it, so nothing here links one.
 #pragma once
+#include <atomic>
+#include <new>
 
 namespace vlprune {
 
@@ -12,12 +14,26 @@ void set_openmp(void* gomp_parallel, void* get_thread_num, void* get_num_threads
 // waits for all. The same part runs on the same thread of the pool from call to call. Must not throw.
 void parallel_parts(int parts, void (*body)(const void* context, int part, int parts), const void* context);
 
-// The same for a callable body(part, parts).
+// The same for a callable body(part, parts), which may run out of memory: no exception may cross the threads,
+// so it is thrown when all have ended.
 template <class Body>
 void parallel_parts(int parts, const Body& body) {
+    struct Call {
+        const Body& body;
+        mutable std::atomic<bool> failed;
+    } call{body, {false}};
     parallel_parts(
-        parts, [](const void* context, int part, int n) { (*static_cast<const Body*>(context))(part, n); },
-        static_cast<const void*>(&body));
+        parts,
+        [](const void* context, int part, int n) {
+            const Call& c = *static_cast<const Call*>(context);
+            try {
+                c.body(part, n);
+            } catch (const std::bad_alloc&) {
+                c.failed = true;
+            }
+        },
+        static_cast<const void*>(&call));
+    if (call.failed) throw std::bad_alloc();
 }
 
 }  // namespace vlprune

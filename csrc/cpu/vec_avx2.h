@@ -9,6 +9,8 @@ namespace {
 struct Vec {
     static constexpr int width = 8;
     static constexpr int panel_vectors = 12;
+    static constexpr int panel_padding = 0;
+    static constexpr int two_rows_to = 6;
     // From this many tokens on they go on the lanes: at 8, 75 against 68 GF a core; at 16, 84 against 104 (Zen 3).
     static constexpr int panel_from = 12;
 

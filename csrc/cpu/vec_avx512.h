@@ -9,6 +9,8 @@ namespace {
 struct Vec {
     static constexpr int width = 16;
     static constexpr int panel_vectors = 8;
+    static constexpr int panel_padding = 16;
+    static constexpr int two_rows_to = 8;
     // From this many tokens on they go on the lanes. Derived, not measured: two vectors of tokens reach 0.7 of
     // the panel's full speed on Zen 3, and outputs on the lanes reached 0.7 of it on Zen 5.
     static constexpr int panel_from = 25;

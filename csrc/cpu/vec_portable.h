@@ -10,6 +10,8 @@ namespace {
 struct Vec {
     static constexpr int width = 16;
     static constexpr int panel_vectors = 8;
+    static constexpr int panel_padding = 16;
+    static constexpr int two_rows_to = 3;
     static constexpr int panel_from = 25;
 
     struct reg {
