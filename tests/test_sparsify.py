@@ -110,7 +110,8 @@ def test_a_really_measured_run_reports_what_it_did(clip, batches):
     for layer in report.layers:
         assert layer.dense > 0
         assert layer.sparse > 0
-        assert layer.packed == isinstance(modules.get(layer.name), Linear24) == (layer.speedup > 1.03)
+        assert layer.packed == isinstance(modules.get(layer.name), Linear24)
+        assert layer.speedup > 1.03 or not layer.packed
     assert_same(outputs(clip, batches), before)
 
 
