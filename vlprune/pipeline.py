@@ -203,7 +203,11 @@ def _variant(
     images, texts = _example(pruned, data, options.batch)
     if config.pattern == "2:4":
         peers = _towers(pruned, images, texts)
-        exact = peers if images.dtype == torch.float32 else _towers(_float32(pruned), images.float(), texts)
+        exact = (
+            peers
+            if images.dtype == torch.float32
+            else _towers(copy.deepcopy(pruned).float(), images.float(), texts)
+        )
         sparsified = sparsify_(pruned, backend=options.backend, example=(images, texts))
         say(f"{name}: {sparsified}")
         after = _towers(pruned, images, texts)
@@ -222,10 +226,6 @@ def _variant(
         result["saved"] = {"folder": target.name, "bytes": (target / "model.safetensors").stat().st_size}
         say(f"{name}: saved to {target} ({result['saved']['bytes'] / 1e6:.1f} MB)")
     return result
-
-
-def _float32(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).float()
 
 
 def _example(model: nn.Module, data: Any, batch: int) -> tuple[Tensor, Tensor]:

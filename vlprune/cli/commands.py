@@ -16,7 +16,7 @@ from .. import measure, ops
 from ..bench import BENCH_TOKENS, bench_linear24, bench_table
 from ..checkpoint import check_target, save_pretrained
 from ..config import METHODS, PruneConfig
-from ..data import load_data
+from ..data import LabelledData, PairData, load_data
 from ..evaluate import evaluate
 from ..files import read_json, write_json
 from ..models import LoadedModel, load_model
@@ -48,6 +48,11 @@ def _load(args: argparse.Namespace) -> LoadedModel:
     if args.dtype:
         loaded.model.to(_DTYPES[args.dtype])
     return loaded
+
+
+def _open(spec: str, loaded: LoadedModel, args: argparse.Namespace) -> PairData | LabelledData:
+    on_error = "skip" if args.skip_broken else "raise"
+    return load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
 
 
 def _spec(args: argparse.Namespace) -> str:
@@ -94,13 +99,8 @@ def _run(args: argparse.Namespace) -> None:
     calib_spec = args.calib or ("demo:train" if spec == "demo" else spec)
     out = Path(args.out)
     loaded = _load(args)
-    on_error = "skip" if args.skip_broken else "raise"
-    data = load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
-    calib = (
-        data
-        if calib_spec == spec
-        else load_data(calib_spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
-    )
+    data = _open(spec, loaded, args)
+    calib = data if calib_spec == spec else _open(calib_spec, loaded, args)
     options = RunOptions(args.model, spec, calib_spec, args.limit, args.batch, args.rounds)
     record = run(loaded.model, data, calib, configs, options, out, say)
     write_html(record, out / "report.html")
@@ -126,8 +126,7 @@ def _prune(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     spec = _spec(args)
     loaded = _load(args)
-    on_error = "skip" if args.skip_broken else "raise"
-    data = load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
+    data = _open(spec, loaded, args)
     metrics = evaluate(loaded.model, data.subset(args.limit))
     print(json.dumps(metrics.to_dict()) if args.json else metrics)
 

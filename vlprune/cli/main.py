@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = _add(commands, "run", "prune, evaluate, sparsify, measure and report")
     _model(run)
-    _data(run, required=False)
+    _data(run)
     _method(run, several=True)
     run.add_argument("--batch", type=_positive, default=8, help="images a call when timing (default: 8)")
     run.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = _add(commands, "eval", "zero-shot accuracy or retrieval recall of a model")
     _model(evaluate)
-    _data(evaluate, required=False)
+    _data(evaluate)
 
     bench = _add(commands, "bench", "time linear24 against the dense layer at the shapes of real models")
     bench.add_argument("--dtype", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"])
@@ -103,10 +103,9 @@ def _threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
 
 
-def _data(command: argparse.ArgumentParser, *, required: bool) -> None:
+def _data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
-        required=required,
         help="demo, folder:DIR, coco:FILE.json:IMAGES, pairs:FILE.tsv or wds:GLOB.tar (demo model: demo)",
     )
     command.add_argument("--limit", type=_positive, help="at most this many evaluation images")
