@@ -77,5 +77,5 @@ def test_pattern_holds():
 
 
 def test_uniform_gives_each_layer_the_same():
-    towers = {"a": "visual", "b": "text"}
-    assert Uniform().sparsities({"a": 10, "b": 1}, towers, Pattern(), 0.3) == {"a": 0.3, "b": 0.3}
+    layers = {"a": LayerInfo(10, "visual", "block 0"), "b": LayerInfo(1, "text", "block 1")}
+    assert Uniform().sparsities(layers, Pattern(), 0.3) == {"a": 0.3, "b": 0.3}

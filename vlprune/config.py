@@ -65,8 +65,7 @@ class PruneConfig:
         pattern = Pattern.parse(self.pattern)
         if not isinstance(self.allocation, Allocation):
             raise ValueError(f"allocation: expected an allocation such as Uniform(), got {self.allocation!r}")
-        towers = {"visual": "visual", "text": "text"}
-        self.allocation.sparsities(dict.fromkeys(towers, 1), towers, pattern, self.sparsity)
+        self.allocation.check(pattern, self.sparsity)
         for name, allowed in (("scope", ("row", "layer")), ("activations", ("sequential", "dense"))):
             value = getattr(self, name)
             if value not in allowed:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import models, scoring
+from .allocation import LayerInfo
 from .calibrate import Calibration, Run, collect, sequential
 from .config import PruneConfig
 from .models.running import evaluating, image_dtype, model_device
@@ -150,9 +151,12 @@ def _prune_layers(
         name: {layer: layers[layer] for layer in block.linears() if layer in layers}
         for name, block in blocks.items()
     }
-    towers = {layer: blocks[name].tower for name, group in inside.items() for layer in group}
-    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
-    shares = config.allocation.sparsities(sizes, towers, Pattern.parse(config.pattern), config.sparsity)
+    infos = {
+        layer: LayerInfo(layers[layer].weight.numel(), blocks[name].tower, name)
+        for name, group in inside.items()
+        for layer in group
+    }
+    shares = config.allocation.sparsities(infos, Pattern.parse(config.pattern), config.sparsity)
 
     def prune(names: Iterable[str], calibration: Calibration | None) -> None:
         for name in names:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .base import Allocation
+from .base import Allocation, LayerInfo
 from .uniform import PerTower, Uniform
 
-__all__ = ["Allocation", "PerTower", "Uniform", "allocation_from_dict"]
+__all__ = ["Allocation", "LayerInfo", "PerTower", "Uniform", "allocation_from_dict"]
 
 _KINDS: dict[str, type[Allocation]] = {kind.kind: kind for kind in (Uniform, PerTower)}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..patterns import Pattern, PatternError
-from .base import Allocation
+from .base import Allocation, LayerInfo
 
 __all__ = ["PerTower", "Uniform"]
 
@@ -20,13 +20,13 @@ class Uniform(Allocation):
 
     def sparsities(
         self,
-        sizes: Mapping[str, int],
-        towers: Mapping[str, str],
+        layers: Mapping[str, LayerInfo],
         pattern: Pattern,
         sparsity: float | None,
+        importance: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """See `Allocation.sparsities`."""
-        return dict.fromkeys(sizes, pattern.resolve_sparsity(sparsity))
+        return dict.fromkeys(layers, pattern.resolve_sparsity(sparsity))
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class PerTower(Allocation):
 
     def sparsities(
         self,
-        sizes: Mapping[str, int],
-        towers: Mapping[str, str],
+        layers: Mapping[str, LayerInfo],
         pattern: Pattern,
         sparsity: float | None,
+        importance: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """See `Allocation.sparsities`."""
         if pattern.m is not None:
             raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, PerTower cannot')
         given = {"visual": self.visual, "text": self.text}
         return {
-            name: pattern.resolve_sparsity(sparsity if given[towers[name]] is None else given[towers[name]])
-            for name in sizes
+            name: pattern.resolve_sparsity(sparsity if given[layer.tower] is None else given[layer.tower])
+            for name, layer in layers.items()
         }
