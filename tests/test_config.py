@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlprune import MagnitudeConfig, PatternError, PerTower, Uniform, WandaConfig
+from vlprune.allocation import LayerInfo
 from vlprune.config import config_from_dict
 from vlprune.patterns import Pattern
 
