@@ -6,11 +6,27 @@ import dataclasses
 from typing import Any
 
 from .base import Allocation, LayerInfo
+from .ecoflap import ECoFLaP, ecoflap_sparsities
+from .owl import OWL, owl_sparsities
+from .per_layer import PerLayer
 from .uniform import PerTower, Uniform
 
-__all__ = ["Allocation", "LayerInfo", "PerTower", "Uniform", "allocation_from_dict"]
+__all__ = [
+    "OWL",
+    "Allocation",
+    "ECoFLaP",
+    "LayerInfo",
+    "PerLayer",
+    "PerTower",
+    "Uniform",
+    "allocation_from_dict",
+    "ecoflap_sparsities",
+    "owl_sparsities",
+]
 
-_KINDS: dict[str, type[Allocation]] = {kind.kind: kind for kind in (Uniform, PerTower)}
+_KINDS: dict[str, type[Allocation]] = {
+    kind.kind: kind for kind in (Uniform, PerTower, PerLayer, OWL, ECoFLaP)
+}
 
 
 def allocation_from_dict(data: dict[str, Any]) -> Allocation:
@@ -19,7 +35,10 @@ def allocation_from_dict(data: dict[str, Any]) -> Allocation:
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"allocation: expected kind to be one of {', '.join(_KINDS)}, got {data!r}")
-    known = {field.name for field in dataclasses.fields(_KINDS[kind])}
-    if unknown := sorted(set(fields) - known):
+    known = {field.name: field for field in dataclasses.fields(_KINDS[kind])}
+    if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"allocation: unknown field {unknown[0]!r} for kind {kind!r}")
+    for name, field in known.items():
+        if name not in fields and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"allocation: field {name!r} is missing for kind {kind!r}")
     return _KINDS[kind](**fields)

@@ -1,0 +1,78 @@
+"""Calibration data, in whatever form it is given, as a list of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .models.running import image_dtype, model_device
+
+__all__ = ["Run", "calibration_batches"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One batch and the model: a call runs the model's whole forward on it.
+
+    Args:
+        model: an open_clip model.
+        images: [B, 3, H, W], on any device and of any floating dtype; texts: ids [B, L].
+
+    """
+
+    model: nn.Module
+    images: Tensor
+    texts: Tensor
+
+    def __call__(self) -> Any:
+        """Run the model on the batch, moved to its device (and the images to its dtype)."""
+        device = model_device(self.model)
+        return self.model(self.images.to(device, image_dtype(self.model)), self.texts.to(device))
+
+
+def calibration_batches(
+    calib: Any, samples: int, batch_size: int, needed_by: str
+) -> list[tuple[Tensor, Tensor]]:
+    """The first `samples` images with their texts, as batches (images, texts).
+
+    Args:
+        calib: data of `load_data`; an iterable of ``(images, texts)`` tensors, whose batches stay as
+            they are; or one such pair.
+        samples: images taken at most.
+        batch_size: how many at once, for data of `load_data`.
+        needed_by: what the error says that the data is for.
+
+    Raises:
+        ValueError: there is no data, or it is none of the above.
+
+    """
+    if calib is None:
+        raise ValueError(f"calib: {needed_by} needs calibration data, e.g. vlprune.load_data(...)")
+    if hasattr(calib, "batches"):
+        given: Any = ((b.images, b.texts) for b in calib.batches(batch_size, limit=samples))
+    else:
+        given = [calib] if _is_pair(calib) else calib
+    batches: list[tuple[Tensor, Tensor]] = []
+    left = samples
+    for batch in given if isinstance(given, Iterable) else ():
+        if not _is_pair(batch):
+            batches = []
+            break
+        if left > 0:
+            batches.append((batch[0][:left], batch[1][:left]))
+            left -= len(batch[0])
+        if left <= 0:
+            break
+    if not batches:
+        raise ValueError(
+            "calib: expected data of load_data, or at least one batch (images, texts) of two tensors, "
+            f"got {calib!r:.80}"
+        )
+    return batches
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
