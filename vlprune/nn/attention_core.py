@@ -135,11 +135,15 @@ class AttentionCore(nn.Module, ABC):
             if attn_mask is None:
                 raise ValueError("is_causal: with key_padding_mask it needs the causal attn_mask as well")
             is_causal = False
-        q, k, v = (t.transpose(1, 2) for t in self.project(x, k_x, v_x))
-        mask = None if is_causal else self._mask(attn_mask, key_padding_mask, q)
-        out = self._core(q, k, v, mask, is_causal)
-        out = out.transpose(1, 2).flatten(2)
-        out = out if self.batch_first else out.transpose(0, 1)
+        if self.num_heads:
+            q, k, v = (t.transpose(1, 2) for t in self.project(x, k_x, v_x))
+            mask = None if is_causal else self._mask(attn_mask, key_padding_mask, q)
+            out = self._core(q, k, v, mask, is_causal)
+            out = out.transpose(1, 2).flatten(2)
+            out = out if self.batch_first else out.transpose(0, 1)
+        else:
+            # every head was removed: of the output projection only the bias is left
+            out = x[..., :0]
         out = self._tail(out)
         if single:
             out = out.squeeze(0 if self.batch_first else 1)

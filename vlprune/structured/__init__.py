@@ -1,0 +1,7 @@
+"""Heads, neurons and whole layers: which to keep, what the model is without the rest, and taking them out."""
+
+from .compact import CompactReport, LayerSizes, compact_
+from .keep import Keep, StructuredConfig
+from .mask import mask_modules
+
+__all__ = ["CompactReport", "Keep", "LayerSizes", "StructuredConfig", "compact_", "mask_modules"]

@@ -1,0 +1,146 @@
+"""How much of a tower is to stay: shares or counts of heads, neurons and layers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["Keep", "KeepCounts", "StructuredConfig", "round_keep"]
+
+STAGES = ("finetune", "pretrain")
+
+# Matrix units take sixteen values of an accumulated dimension at a time in bf16; 2:4 needs four.
+NEURON_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class KeepCounts:
+    """Heads and neurons that stay in each layer, and layers that stay; `notes` says what was rounded."""
+
+    heads: int
+    neurons: int
+    layers: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """What stays of one tower.
+
+    Args:
+        heads: of each layer: a float in (0, 1] is a share, a whole number a count; None keeps all.
+        neurons: of each layer's MLP, alike; a share is rounded to a multiple of 16.
+        layers: of the tower, alike; at least one.
+
+    """
+
+    heads: float | int | None = None
+    neurons: float | int | None = None
+    layers: float | int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name, least in (("heads", 0), ("neurons", 0), ("layers", 1)):
+            value = getattr(self, name)
+            count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            share = isinstance(value, float) and 0.0 < value <= 1.0
+            if value is not None and not count and not share:
+                raise ValueError(
+                    f"{name}: expected a share in (0, 1] (float), a count of at least {least} (int) "
+                    f"or None, got {value!r}"
+                )
+
+    def counts(self, heads: int, neurons: int, layers: int, multiple: int = NEURON_MULTIPLE) -> KeepCounts:
+        """Turn shares into counts for a tower of this many heads and neurons a layer, and layers.
+
+        Raises:
+            ValueError: a count larger than what there is.
+
+        """
+        kept: dict[str, int] = {}
+        notes: list[str] = []
+        for name, total in (("heads", heads), ("neurons", neurons), ("layers", layers)):
+            value = getattr(self, name)
+            if value is None:
+                kept[name] = total
+            elif isinstance(value, int):
+                if value > total:
+                    raise ValueError(f"{name}: {value} cannot be kept of {total}")
+                kept[name] = value
+            else:
+                kept[name] = max(1, math.floor(value * total + 0.5))
+                if name == "neurons":
+                    kept[name], note = round_keep(kept[name], multiple, total)
+                    notes += [f"neurons: {note}"] if note else []
+        return KeepCounts(**kept, notes=tuple(notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredConfig:
+    """What stays of a model.
+
+    Args:
+        visual: of the image tower; None leaves it whole.
+        text: of the text tower; None leaves it whole.
+        stage: "finetune" compresses in width, then in depth, with training in between; "pretrain"
+            takes both in one step, before a single training (MoPE-CLIP, arXiv 2403.07839, section 3.3).
+
+    """
+
+    visual: Keep | None = None
+    text: Keep | None = None
+    stage: str = "finetune"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("visual", "text"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Keep):
+                raise ValueError(f"{name}: expected Keep(heads=.., neurons=.., layers=..), got {value!r}")
+        if self.stage not in STAGES:
+            raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {self.stage!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> StructuredConfig:
+        """Read what `to_dict` returned; an unknown field is named."""
+        values = dict(data)
+        _check_fields(cls, values, "structured config")
+        for tower in ("visual", "text"):
+            if isinstance(keep := values.get(tower), dict):
+                _check_fields(Keep, keep, tower)
+                values[tower] = Keep(**keep)
+        return cls(**values)
+
+
+def round_keep(count: int, multiple: int, total: int) -> tuple[int, str]:
+    """Round to the nearest multiple, up in the middle, not to 0 and not above what there is.
+
+    Returns:
+        The count, and a sentence that says what was rounded: empty if nothing was.
+
+    Raises:
+        ValueError: a count that is not in 0 to total, or no positive multiple.
+
+    """
+    if multiple < 1:
+        raise ValueError(f"multiple: expected a whole number of at least 1, got {multiple}")
+    if not 0 <= count <= total:
+        raise ValueError(f"count: expected 0 to {total}, got {count}")
+    if count in (0, total):
+        return count, ""
+    nearest = max(multiple, (2 * count + multiple) // (2 * multiple) * multiple)
+    rounded = min(nearest, total)
+    if rounded == count:
+        return count, ""
+    why = "all there are" if rounded == total else f"a multiple of {multiple}, which runs faster"
+    return rounded, f"{count} of {total} rounded to {rounded}, {why}"
+
+
+def _check_fields(cls: type[Any], values: dict[str, Any], where: str) -> None:
+    if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}")
