@@ -60,10 +60,11 @@ class RunOptions:
 
 
 def variant_name(config: PruneConfig) -> str:
-    """Short name of a variant: "wanda 2:4", "magnitude 70%"."""
+    """Short name of a variant: "wanda 2:4", "magnitude 70%", "wanda 60% ecoflap"."""
     pattern = Pattern.parse(config.pattern)
     share = config.pattern if config.sparsity is None or pattern.m else f"{100 * config.sparsity:g}%"
-    return f"{config.method} {share}"
+    kind = config.allocation.kind
+    return f"{config.method} {share}" + ("" if kind == "uniform" else f" {kind}")
 
 
 def run(

@@ -8,14 +8,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import measure, ops
 from ..bench import BENCH_TOKENS, bench_linear24, bench_table
 from ..checkpoint import check_target, save_pretrained
-from ..config import METHODS, PruneConfig
 from ..data import LabelledData, PairData, load_data
 from ..evaluate import evaluate
 from ..files import read_json, write_json
@@ -24,6 +22,7 @@ from ..pipeline import RECORD_VERSION, RunOptions, run
 from ..prune import prune_
 from ..report import table, write_html
 from ..sparsify import sparsify_
+from .configs import configs
 
 __all__ = ["COMMANDS"]
 
@@ -63,38 +62,9 @@ def _spec(args: argparse.Namespace) -> str:
     raise ValueError("--data: required for every model but demo")
 
 
-def _configs(args: argparse.Namespace) -> list[PruneConfig]:
-    """Every method with every pattern and every unstructured sparsity that was asked for."""
-    methods, patterns, sparsities = _as_list(args.method), _as_list(args.pattern), _as_list(args.sparsity)
-    if args.model == "demo" and args.command == "run" and not (patterns or sparsities):
-        methods, patterns, sparsities = methods or ["magnitude", "wanda"], ["2:4"], [0.5, 0.7]
-    if sparsities and "unstructured" not in patterns and (args.command == "run" or not patterns):
-        patterns = [*patterns, "unstructured"]
-    common = {
-        "scope": args.scope,
-        "activations": args.activations,
-        "targets": tuple(args.targets),
-        "ignore": tuple(args.ignore),
-        "samples": args.samples,
-    }
-    configs = []
-    for method in methods or ["wanda"]:
-        if method not in METHODS:
-            raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
-        for pattern in patterns or ["2:4"]:
-            alone = args.command == "prune"  # its one pattern gets its one sparsity, fitting or not
-            for sparsity in (sparsities or [None]) if pattern == "unstructured" or alone else [None]:
-                configs.append(METHODS[method](pattern=pattern, sparsity=sparsity, **common))
-    return configs
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
 def _run(args: argparse.Namespace) -> None:
     say = _say(args.json)
-    configs = _configs(args)
+    variants = configs(args)
     spec = _spec(args)
     calib_spec = args.calib or ("demo:train" if spec == "demo" else spec)
     out = Path(args.out)
@@ -102,13 +72,13 @@ def _run(args: argparse.Namespace) -> None:
     data = _open(spec, loaded, args)
     calib = data if calib_spec == spec else _open(calib_spec, loaded, args)
     options = RunOptions(args.model, spec, calib_spec, args.limit, args.batch, args.rounds)
-    record = run(loaded.model, data, calib, configs, options, out, say)
+    record = run(loaded.model, data, calib, variants, options, out, say)
     write_html(record, out / "report.html")
     print(json.dumps(record) if args.json else f"\n{table(record)}\nReport: {out / 'report.html'}")
 
 
 def _prune(args: argparse.Namespace) -> None:
-    (config,) = _configs(args)
+    (config,) = configs(args)
     check_target(args.out)
     loaded = _load(args)
     calib = load_data(args.data, loaded.preprocess, loaded.tokenizer) if args.data else None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
+from ..config import METHODS
 from .commands import COMMANDS
 
 __all__ = ["main"]
@@ -114,10 +115,16 @@ def _data(command: argparse.ArgumentParser) -> None:
 
 def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
     many = "+" if several else None
-    command.add_argument("--method", nargs=many, help="magnitude, wanda (default: wanda)")
+    command.add_argument("--method", nargs=many, help=f"{', '.join(METHODS)} (default: wanda)")
     command.add_argument("--pattern", nargs=many, help='"2:4", any n:m, or unstructured (default: 2:4)')
     command.add_argument(
         "--sparsity", nargs=many, type=float, help="fraction of zeros of the unstructured pattern"
+    )
+    command.add_argument(
+        "--allocation",
+        nargs=many,
+        help="how unstructured sparsity is shared out: uniform, ecoflap, owl, per_tower:visual=0.4,text=0.6, "
+        "or a JSON file (default: uniform)",
     )
     command.add_argument("--scope", choices=("row", "layer"), default="row", help="(default: row)")
     command.add_argument("--activations", choices=("sequential", "dense"), default="sequential")
@@ -125,6 +132,10 @@ def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
         "--targets", nargs="+", default=["*"], help="visual, text, or patterns of layer names"
     )
     command.add_argument("--ignore", nargs="+", default=[], help="the same, left out")
+    command.add_argument(
+        "--token-weight", help="tokens that count in the input norms: attention_mask, modality or atv"
+    )
+    command.add_argument("--config", nargs=many, help="JSON file of configs, instead of options")
     command.add_argument("--samples", type=_positive, default=128, help="calibration images (default: 128)")
     if several:
         command.add_argument("--calib", help="calibration data (default: the evaluation data's images)")

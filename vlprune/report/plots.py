@@ -8,9 +8,10 @@ from typing import Any
 
 from .table import metric_columns, rows
 
-__all__ = ["accuracy_against_speed", "layer_times"]
+__all__ = ["accuracy_against_speed", "layer_sparsities", "layer_times"]
 
-_DENSE, _SPARSE = "#8a8f98", "#0b7a75"
+_DENSE, _SPARSE, _TEXT = "#8a8f98", "#0b7a75", "#b4692b"
+_VISIBLE = 0.005  # rows of odd length make layers differ by less
 
 
 def accuracy_against_speed(record: Mapping[str, Any]) -> str:
@@ -53,11 +54,37 @@ def layer_times(variant: Mapping[str, Any]) -> str | None:
     return _svg(figure)
 
 
+def layer_sparsities(variant: Mapping[str, Any]) -> str | None:
+    """Fraction of zeros of each layer in model order, None where an allocation made no difference."""
+    layers = variant["prune"]["layers"]
+    shares = [layer["zeros"] / (layer["shape"][0] * layer["shape"][1]) for layer in layers]
+    if max(shares) - min(shares) < _VISIBLE:
+        return None
+    figure, axes = _figure(6.4, 2.8)
+    towers = [_place(layer["name"])[0] for layer in layers]
+    for tower, color in (("image", _SPARSE), ("text", _TEXT)):
+        places = [i for i, own in enumerate(towers) if own == tower]
+        axes.bar(places, [100 * shares[i] for i in places], 0.8, color=color, label=f"{tower} tower")
+    blocks = [" ".join(_place(layer["name"])) for layer in layers]
+    first = [i for i, block in enumerate(blocks) if i == 0 or blocks[i - 1] != block]
+    axes.set_xticks(first, [blocks[i] for i in first], fontsize=7, rotation=60, ha="right")
+    axes.axhline(100 * variant["prune"]["sparsity"], color=_DENSE, linewidth=1, linestyle=":")
+    axes.set_ylabel("zeros, %")
+    axes.margins(x=0.01)
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure)
+
+
 def _short(layer: Mapping[str, Any]) -> str:
-    tower = "image" if layer["name"].startswith("visual.") else "text"
-    number = next((part for part in layer["name"].split(".") if part.isdigit()), "")
+    tower, number = _place(layer["name"])
     last = ".".join(layer["name"].split(".")[-2:])
     return f"{tower} {number} {last}" + ("" if layer["packed"] else " (stays dense)")
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Tower and number of the block that a layer belongs to."""
+    tower = "image" if name.startswith(("visual.", "vision_model.")) else "text"
+    return tower, next((part for part in name.split(".") if part.isdigit()), "")
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -1,0 +1,35 @@
+"""The plots of a run, read back from their SVG."""
+
+import re
+
+import pytest
+
+from vlprune.report.plots import layer_sparsities
+
+SHAPE = (8, 16)
+
+
+def variant(*zeros):
+    names = [
+        "visual.transformer.resblocks.0.mlp.c_fc",
+        "visual.transformer.resblocks.1.mlp.c_fc",
+        "transformer.resblocks.0.attn.qkv",
+    ]
+    layers = [{"name": n, "shape": SHAPE, "zeros": z} for n, z in zip(names, zeros, strict=True)]
+    return {"prune": {"layers": layers, "sparsity": sum(zeros) / (3 * 128)}}
+
+
+def test_bars_are_as_high_as_the_layers_are_sparse():
+    svg = layer_sparsities(variant(32, 64, 96))
+    corners = re.findall(
+        r'<path d="M ([\d.]+) ([\d.]+) \nL [\d.]+ [\d.]+ \nL [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nz\n"\s*clip-path',
+        svg,
+    )
+    heights = [float(bottom) - float(top) for _, bottom, top in corners]
+    assert [height / heights[0] for height in heights] == pytest.approx([1, 2, 3], rel=1e-4)
+    for label in ("image 0", "image 1", "text 0", "image tower", "text tower"):
+        assert f">{label}<" in svg
+
+
+def test_no_plot_where_the_allocation_made_no_difference():
+    assert layer_sparsities(variant(64, 64, 64)) is None
