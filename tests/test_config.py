@@ -28,7 +28,7 @@ def test_round_trip_through_json(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "wander"}, "expected method to be one of magnitude, wanda, got 'wander'"),
+        ({"method": "wander"}, "expected method to be one of magnitude, wanda, sparsegpt, ria, got 'wander'"),
         ({"version": 2}, "expected version 1, got 2"),
         ({"sparsty": 0.5}, "unknown field 'sparsty'"),
         ({"allocation": 5}, "expected kind to be one of"),

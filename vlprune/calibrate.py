@@ -1,90 +1,34 @@
-"""Calibration: input norms of every linear layer, streamed over batches of images and texts.
+"""Calibration block by block: each block is observed, then pruned, before the next one is.
 
-Two orders. *Dense*: one pass over the unpruned model. *Sequential*: a block is calibrated on what its
-already pruned predecessors give it. The latter runs the model's own forward for every block, with the
-blocks before it answering from a cache, so each block receives exactly the arguments (masks, contexts)
-that the model passes to it, whatever its architecture.
+Two orders. *Sequential*: a block is observed on what its already pruned predecessors give it. *Dense*: on
+what they gave while they were dense, kept from just before each was pruned. Both run the model's own
+forward for every block, with the blocks before it answering from a cache, so each block receives exactly
+the arguments (masks, contexts) that the model passes to it, whatever its architecture; and both hold no
+more than one block's output a batch and one block's statistics at a time, as long as the data's own
+sequences are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from . import ops
-from .config import TokenWeight
+from .calib_batches import Run
+from .layer_stats import Calibration
+from .models import Block
+from .models.tokens import real_tokens, sees_images
+from .output_cache import OutputCache
+from .token_weights import Tokens, TokenWeight, TokenWeighting, drift_of
 
-__all__ = ["Calibration", "LayerStats", "collect", "execution_order", "sequential"]
+__all__ = ["block_by_block", "collect", "execution_order"]
 
-Run = Callable[[], object]
-
-
-@dataclass
-class LayerStats:
-    """Sum of squares of each input column, and over how many sequences."""
-
-    sumsq: Tensor
-    sequences: int = 0
-
-    @property
-    def column_norm(self) -> Tensor:
-        """``sqrt(sum_t w_t x_tj^2 / n)``, float32 [in], n counts sequences (Wanda's convention)."""
-        return (self.sumsq / max(self.sequences, 1)).sqrt().float()
-
-
-@dataclass
-class Calibration:
-    """Collects `LayerStats` through forward hooks on linear layers."""
-
-    token_weight: TokenWeight | None = None
-    stats: dict[str, LayerStats] = field(default_factory=dict)
-
-    @contextmanager
-    def watching(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Observe the inputs of these layers while the block runs."""
-        with ExitStack() as stack:
-            for name, layer in layers.items():
-                stack.callback(layer.register_forward_pre_hook(self._hook(name)).remove)
-            yield
-
-    def column_norm(self, name: str) -> Tensor:
-        """Input norms of a layer; it must have been reached, and its inputs must be finite."""
-        if name not in self.stats:
-            raise ValueError(f"{name}: no calibration input reached this layer; ignore it or give other data")
-        norm = self.stats[name].column_norm
-        if not bool(norm.isfinite().all()):
-            column = int((~norm.isfinite()).nonzero()[0])
-            raise ValueError(f"{name}: calibration input {column} is not finite (norm {float(norm[column])})")
-        return norm
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach()
-            weight = self.token_weight(name, x) if self.token_weight else None
-            # float64 between batches: thousands of small sums must not be lost in a large one
-            sumsq = ops.column_sumsq(x, weight).double()
-            stats = self.stats.setdefault(name, LayerStats(torch.zeros_like(sumsq)))
-            stats.sumsq += sumsq
-            stats.sequences += x.shape[0] if x.dim() > 2 else 1
-
-        return observe
-
-
-def collect(
-    runs: Sequence[Run], layers: Mapping[str, nn.Module], token_weight: TokenWeight | None = None
-) -> Calibration:
-    """Run all batches once and return the statistics of all layers ("dense" activations)."""
-    calibration = Calibration(token_weight)
-    with torch.no_grad(), calibration.watching(layers):
-        for run in runs:
-            run()
-    return calibration
+Layers = Mapping[str, nn.Module]
+Forward = Callable[..., Any]
 
 
 class _Reached(Exception):
@@ -108,7 +52,7 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             object.__setattr__(module, "forward", before)
 
 
-def execution_order(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
+def execution_order(run: Run, blocks: Mapping[str, Block]) -> list[str]:
     """Names of the blocks in the order in which one forward first reaches them."""
     order: dict[str, None] = {}
 
@@ -117,44 +61,87 @@ def execution_order(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
 
     with ExitStack() as stack, torch.no_grad():
         for name, block in blocks.items():
-            stack.callback(block.register_forward_pre_hook(note(name)).remove)
+            stack.callback(block.module.register_forward_pre_hook(note(name)).remove)
         run()
     return list(order)
 
 
-def sequential(
+def collect(
     runs: Sequence[Run],
-    blocks: Mapping[str, nn.Module],
-    layers: Mapping[str, Mapping[str, nn.Module]],
-    prune: Callable[[str, Calibration], None],
-    token_weight: TokenWeight | None = None,
+    blocks: Mapping[str, Block],
+    layers: Mapping[str, Layers],
+    calibration: Calibration,
+    token_weight: TokenWeight | TokenWeighting | None = None,
+    tick: Callable[[], object] = lambda: None,
 ) -> None:
-    """Calibrate and prune block after block, each on the outputs of the pruned ones before it.
+    """Run every batch once and gather the statistics of all layers of the model as it is.
 
     Args:
-        runs: one function a batch, each running the model's whole forward on it.
+        runs: the batches.
+        blocks: qualified name -> block, all towers.
+        layers: block name -> its layers to observe.
+        calibration: takes the statistics in.
+        token_weight: as in `PruneConfig`.
+        tick: called after each batch.
+
+    """
+    with torch.no_grad():
+        for run in runs:
+            with ExitStack() as stack:
+                for name, group in layers.items():
+                    observed = _observing(blocks[name], group, run, calibration, token_weight)
+                    stack.enter_context(_forward(blocks[name].module, observed))
+                run()
+            tick()
+
+
+def block_by_block(
+    runs: Sequence[Run],
+    blocks: Mapping[str, Block],
+    layers: Mapping[str, Layers],
+    prune: Callable[[str, Calibration], None],
+    *,
+    activations: str = "sequential",
+    statistics: str = "norm",
+    token_weight: TokenWeight | TokenWeighting | None = None,
+    offload: bool = False,
+) -> None:
+    """Calibrate and prune block after block.
+
+    Args:
+        runs: the batches.
         blocks: qualified name -> block, all towers.
         layers: block name -> its layers to observe, for the blocks to prune.
         prune: called with a block's name and statistics, before the next block is calibrated.
-        token_weight: as in `Calibration`.
+        activations: "sequential" observes a block on the outputs of pruned ones, "dense" of dense ones.
+        statistics: "norm" or "hessian".
+        token_weight: as in `PruneConfig`.
+        offload: keep statistics and outputs in CPU memory.
+
+    Raises:
+        ValueError: a batch does not reach a block that the first batch reached.
 
     """
     order = execution_order(runs[0], blocks)
-    cached: _Cache = {}
-    final = 0  # blocks before this position are pruned, and their outputs cached
+    cache = OutputCache(offload)
+    final = 0  # outputs of the blocks before this position are cached, and do not change any more
     with torch.no_grad():
         for position, name in enumerate(order):
             if name not in layers:
                 continue
-            calibration = Calibration(token_weight)
+            calibration = Calibration(statistics, offload)
+            block = blocks[name]
             for batch, run in enumerate(runs):
-                with ExitStack() as stack, calibration.watching(layers[name]):
+                with ExitStack() as stack:
                     for place, earlier in enumerate(order[:position]):
-                        replace = _returning if place < final else _renewing
-                        key = (earlier.rpartition(".")[0], batch)
-                        forward = replace(blocks[earlier].forward, cached, key)
-                        stack.enter_context(_forward(blocks[earlier], forward))
-                    _stop_after(stack, blocks[name])
+                        module, key = blocks[earlier].module, (_stack_of(earlier), batch)
+                        answer = cache.answering(key) if place < final else cache.keeping(module.forward, key)
+                        stack.enter_context(_forward(module, answer))
+                    observed = _observing(block, layers[name], run, calibration, token_weight)
+                    if activations == "dense":
+                        observed = cache.keeping(observed, (_stack_of(name), batch))
+                    stack.enter_context(_forward(block.module, observed))
+                    _stop_after(stack, block.module)
                     try:
                         run()
                     except _Reached:
@@ -164,34 +151,55 @@ def sequential(
                             f"{name}: batch {batch} does not reach it, though the first batch did"
                         )
             prune(name, calibration)
-            final = position
+            final = position + 1 if activations == "dense" else position
 
 
-# (stack of blocks, batch) -> output of its newest final block. One a stack (a tower, or a list of
-# cross-attentions), because shapes may differ between them: what an older block returns only has to fit,
-# since its successor ignores it too. Copies, because a block may write into its input.
-_Cache = dict[tuple[str, int], Any]
+def _observing(
+    block: Block,
+    layers: Layers,
+    run: Run,
+    calibration: Calibration,
+    token_weight: TokenWeight | TokenWeighting | None,
+) -> Forward:
+    """The block's forward under observation of its layers."""
+    compute = block.module.forward
+    if not isinstance(token_weight, TokenWeighting):
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with calibration.watching(layers, token_weight):
+                return compute(*args, **kwargs)
+
+        return watched
+    weighting = token_weight
+    real = real_tokens(run.model, run.texts)
+
+    def weighted(*args: Any, **kwargs: Any) -> Any:
+        drift = None
+        if weighting.needs_drift and block.tower == "visual":
+            # on copies, because the block may write into its input
+            given, named = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+            before, after = _first_tensor((args, kwargs)), _first_tensor(compute(*given, **named))
+            drift = None if before is None or after is None else drift_of(before, after)
+
+        def weigh(name: str, x: Tensor) -> Tensor | None:
+            return weighting.weigh(x, Tokens(sees_images(block, name), real, drift))
+
+        with calibration.watching(layers, weigh):
+            return compute(*args, **kwargs)
+
+    return weighted
 
 
-def _returning(_: Callable[..., Any], cached: _Cache, key: tuple[str, int]) -> Callable[..., Any]:
-    return lambda *_, **__: _copy(cached[key])
+def _first_tensor(values: Any) -> Tensor | None:
+    return next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)), None)
 
 
-def _renewing(compute: Callable[..., Any], cached: _Cache, key: tuple[str, int]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        output = compute(*args, **kwargs)
-        cached[key] = _copy(output)
-        return output
-
-    return forward
-
-
-def _copy(output: Any) -> Any:
-    return tree_map_only(Tensor, Tensor.clone, output)
+def _stack_of(block: str) -> str:
+    return block.rpartition(".")[0]
 
 
 def _stop_after(stack: ExitStack, block: nn.Module) -> None:
-    """Run the block as it is (its hooks observe), then end the forward."""
+    """End the forward once the block has run."""
 
     def stop(*_: object) -> None:
         raise _Reached

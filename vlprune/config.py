@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from .allocation import Allocation, Uniform, allocation_from_dict
 from .patterns import Pattern
+from .token_weights import TokenWeight, TokenWeighting, token_weighting
 
 __all__ = [
     "CONFIG_VERSION",
     "MagnitudeConfig",
     "PruneConfig",
-    "TokenWeight",
+    "RIAConfig",
+    "SparseGPTConfig",
     "WandaConfig",
     "config_from_dict",
 ]
 
 CONFIG_VERSION = 1
-
-# (qualified layer name, its input [..., in]) -> weights broadcastable to x.shape[:-1]
-TokenWeight = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +35,14 @@ class PruneConfig:
         allocation: how the sparsity is shared out between layers.
         targets: shell patterns of qualified layer names, or the tower names "visual" and "text".
         ignore: the same, taken out of the targets.
-        activations: "sequential" calibrates each block on the outputs of already pruned ones,
-            "dense" calibrates all on the dense model in one pass.
-        token_weight: weight of every token in the input norms, a function of layer name and input.
+        activations: "sequential" calibrates each block on the outputs of already pruned ones, "dense" on
+            those of the model as it was.
+        token_weight: weight of every token in the statistics: a function of layer name and input, a
+            weighting such as ``AttentionMask()``, its name ("attention_mask", "modality", "atv"), or None.
         samples: calibration images (or pairs) used.
         batch_size: how many of them at once.
+        offload: keep statistics, cached activations and the weights as they were in CPU memory, for
+            models on a device that is short of it.
 
     """
 
@@ -53,12 +53,18 @@ class PruneConfig:
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     activations: str = "sequential"
-    token_weight: TokenWeight | None = None
+    token_weight: TokenWeight | TokenWeighting | str | None = None
     samples: int = 128
     batch_size: int = 32
+    offload: bool = False
 
     method: ClassVar[str]
-    needs_calibration: ClassVar[bool] = True
+    statistics: ClassVar[str | None] = "norm"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method or the allocation looks at data."""
+        return self.statistics is not None or self.allocation.importance is not None
 
     def __post_init__(self) -> None:
         """Check every field, so that a bad one fails before any work is done."""
@@ -77,14 +83,21 @@ class PruneConfig:
             object.__setattr__(self, name, tuple(value))
         for name in ("samples", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        _check_flag("offload", self.offload)
+        object.__setattr__(self, "token_weight", token_weighting(self.token_weight))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a `token_weight` function cannot be written and is refused."""
-        if self.token_weight is not None:
-            raise ValueError("token_weight: a function cannot be written to a file; leave it None there")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "token_weight"}
+        weight = self.token_weight
+        if callable(weight):
+            raise ValueError(
+                "token_weight: a function cannot be written to a file; leave it None there, or name a "
+                "built-in one"
+            )
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"token_weight": weight.to_dict() if isinstance(weight, TokenWeighting) else None}
         fields |= {"allocation": self.allocation.to_dict()}
         fields |= {"targets": list(self.targets), "ignore": list(self.ignore)}
         return {"version": CONFIG_VERSION, "method": self.method, **fields}
@@ -95,7 +108,7 @@ class MagnitudeConfig(PruneConfig):
     """Keep the weights of largest absolute value: the baseline that looks at no data."""
 
     method: ClassVar[str] = "magnitude"
-    needs_calibration: ClassVar[bool] = False
+    statistics: ClassVar[str | None] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +118,84 @@ class WandaConfig(PruneConfig):
     method: ClassVar[str] = "wanda"
 
 
-METHODS: dict[str, type[PruneConfig]] = {config.method: config for config in (MagnitudeConfig, WandaConfig)}
+@dataclass(frozen=True, kw_only=True)
+class SparseGPTConfig(PruneConfig):
+    """Remove weights and move the others to make up for it: Frantar and Alistarh 2023, arXiv 2301.00774.
+
+    It compares the weights of all outputs within a block of columns, so `scope` does not apply.
+
+    Args:
+        blocksize: columns whose weights are compared with each other; a multiple of m under n:m.
+        damping: share of the mean of the Hessian's diagonal that is added to the diagonal.
+
+    """
+
+    blocksize: int = 128
+    damping: float = 0.01
+
+    method: ClassVar[str] = "sparsegpt"
+    statistics: ClassVar[str | None] = "hessian"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        if self.scope != "row":
+            raise ValueError(
+                f"scope: sparsegpt compares what is in a block of columns, leave it out; got {self.scope!r}"
+            )
+        if not _is_whole(self.blocksize) or self.blocksize < 1:
+            raise ValueError(f"blocksize: expected a whole number of at least 1, got {self.blocksize!r}")
+        if self.blocksize % (Pattern.parse(self.pattern).m or 1):
+            raise ValueError(
+                f'blocksize: pattern "{self.pattern}" needs a multiple of its group, got {self.blocksize}'
+            )
+        if not _is_number(self.damping) or self.damping <= 0:
+            raise ValueError(f"damping: expected a number above 0, got {self.damping!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RIAConfig(PruneConfig):
+    """Keep the weights that matter relative to their row and column: Zhang et al. 2024, ICLR.
+
+    Args:
+        a: power of the input norm.
+        permute: under n:m, first reorder the hidden neurons of every MLP and the value channels of every
+            head, so that few important weights share a group. The rows of the layers that feed them
+            (also of ones that are not pruned) are reordered alike, so the model computes what it did.
+
+    """
+
+    a: float = 0.5
+    permute: bool = False
+
+    method: ClassVar[str] = "ria"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        if not _is_number(self.a) or self.a < 0:
+            raise ValueError(f"a: expected a number of at least 0, got {self.a!r}")
+        _check_flag("permute", self.permute)
+        if self.permute and Pattern.parse(self.pattern).m is None:
+            raise ValueError('permute: only an n:m pattern has groups to permute for, got "unstructured"')
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
+METHODS: dict[str, type[PruneConfig]] = {
+    config.method: config for config in (MagnitudeConfig, WandaConfig, SparseGPTConfig, RIAConfig)
+}
 
 
 def config_from_dict(data: dict[str, Any]) -> PruneConfig:

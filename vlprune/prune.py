@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import models, scoring
+from . import models
 from .allocation import LayerInfo
-from .calibrate import Calibration, Run, collect, sequential
+from .calib_batches import Run, calibration_batches
+from .calibrate import block_by_block
 from .config import PruneConfig
-from .models.running import evaluating, image_dtype, model_device
+from .importance import measure_importance
+from .layer_stats import Calibration
+from .methods import prune_layer_
+from .models.running import evaluating
 from .patterns import Pattern
+from .permutation import feeds
 from .targets import select_layers
+from .token_weights import token_weighting
+from .undo import Undo
 
 __all__ = ["LayerReport", "PruneReport", "prune_"]
 
@@ -28,11 +34,29 @@ FilterFn = Callable[[nn.Module, str], bool]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One pruned weight: its layer, shape and exact number of zeros."""
+    """One pruned weight.
+
+    Args:
+        name: qualified name of its layer.
+        shape: [out, in].
+        zeros: exact number of zeros.
+        target: fraction of zeros that the allocation gave it. Counts are whole: under an unstructured
+            pattern ``int(in * target)`` of each row (``int(out * in * target)`` with scope "layer", as
+            many of each block of columns for SparseGPT), so `sparsity` may lie just below.
+        tower: "visual" or "text".
+        block: number of its block in the tower, from the input.
+        importance: what the allocation measured on it (OWL: percentage of outliers in its block, ECoFLaP:
+            its zeroth-order score), None for one that measures nothing.
+
+    """
 
     name: str
     shape: tuple[int, int]
     zeros: int
+    target: float
+    tower: str
+    block: int
+    importance: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -42,7 +66,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What `prune_` did: method, pattern, every layer, seconds."""
+    """What `prune_` did: method, pattern, every layer, seconds.
+
+    An allocation's budget is exact in fractions, ``sum size * target``; the zeros stay below it by less
+    than one weight a row (scope "layer": a layer; SparseGPT: a block of columns), and may exceed it where
+    a weight was zero before.
+    """
 
     method: str
     pattern: str
@@ -84,21 +113,24 @@ def prune_(
         model: an open_clip model (see `vlprune.models.view`).
         config: method, pattern and where, e.g. ``WandaConfig(pattern="2:4")``.
         calib: data of `load_data`, or batches: an iterable of ``(images, texts)`` tensors. Magnitude
-            needs none. At most ``config.samples`` images are used.
+            needs none (but OWL and ECoFLaP do). At most ``config.samples`` images are used.
         filter_fn: ``(module, qualified name) -> bool``, True for the layers to prune.
         progress: None shows a bar on a terminal, False never, True always.
 
     Raises:
         ValueError: a weight or a calibration input is not finite (the layer is named), no calibration
-            data, a width that the pattern does not divide. The model is then as it was before.
+            data, a width that the pattern does not divide. The model is then as it was before, and so
+            it is after any other error or KeyboardInterrupt.
         NoMatchError: `targets` match no layer.
 
     """
     if not isinstance(config, PruneConfig):
         raise ValueError(f'config: expected a config such as WandaConfig(pattern="2:4"), got {config!r}')
     start = time.perf_counter()
+    if isinstance(calib, Iterator):
+        calib = _read(calib, config)
     split: list[str] = []
-    saved: dict[str, Tensor] = {}
+    undo = Undo(config.offload)
     with ExitStack() as stack:
         stack.callback(models.merge_attention_, model, split)
         split += models.split_attention_(model)
@@ -106,19 +138,17 @@ def prune_(
         layers = select_layers(model, config, filter_fn)
         try:
             _check_weights(layers, config)
-            with tqdm(
-                total=len(layers),
-                desc=f"{config.method} {config.pattern}",
-                unit="layer",
-                disable=None if progress is None else not progress,
-            ) as bar:
-                _prune_layers(model, layers, config, calib, saved, bar)
+            report = _prune_layers(model, layers, config, calib, undo, progress)
         except BaseException:
-            for name, weight in saved.items():
-                layers[name].weight.data.copy_(weight)
+            undo.restore()
             raise
-        report = tuple(_report(name, layer) for name, layer in layers.items())
     return PruneReport(config.method, config.pattern, report, time.perf_counter() - start)
+
+
+def _read(calib: Iterator[Any], config: PruneConfig) -> list[tuple[Tensor, Tensor]]:
+    """As many batches as the allocation and the method need, since an iterator can be read only once."""
+    samples = max(config.samples, getattr(config.allocation, "samples", 0))
+    return calibration_batches(calib, samples, config.batch_size, config.method)
 
 
 def _check_weights(layers: Mapping[str, nn.Linear], config: PruneConfig) -> None:
@@ -142,93 +172,60 @@ def _prune_layers(
     layers: Mapping[str, nn.Linear],
     config: PruneConfig,
     calib: Any,
-    saved: dict[str, Tensor],
-    bar: Any,
-) -> None:
-    view = models.view(model)
-    blocks = {block.name: block for tower in view.towers.values() for block in tower.blocks}
+    undo: Undo,
+    progress: bool | None,
+) -> tuple[LayerReport, ...]:
+    blocks = {block.name: block for tower in models.view(model).towers.values() for block in tower.blocks}
     inside = {
         name: {layer: layers[layer] for layer in block.linears() if layer in layers}
         for name, block in blocks.items()
     }
+    inside = {name: group for name, group in inside.items() if group}
+    block_of = {layer: blocks[name] for name, group in inside.items() for layer in group}
     infos = {
-        layer: LayerInfo(layers[layer].weight.numel(), blocks[name].tower, name)
-        for name, group in inside.items()
-        for layer in group
+        name: LayerInfo(layers[name].weight.numel(), block.tower, block.name)
+        for name, block in block_of.items()
     }
-    shares = config.allocation.sparsities(infos, Pattern.parse(config.pattern), config.sparsity)
+    importance = measure_importance(model, config, blocks, inside, calib, progress)
+    pattern = Pattern.parse(config.pattern)
+    shares = config.allocation.sparsities(infos, pattern, config.sparsity, importance)
+    done: dict[str, LayerReport] = {}
 
-    def prune(names: Iterable[str], calibration: Calibration | None) -> None:
-        for name in names:
-            mask = _keep_mask(name, layers[name].weight.detach(), config, shares[name], calibration)
-            saved[name] = layers[name].weight.detach().clone()
-            layers[name].weight.data.masked_fill_(~mask, 0.0)
+    def prune(name: str, calibration: Calibration | None) -> None:
+        feed_of = feeds(blocks[name])
+        for layer in inside[name]:
+            prune_layer_(layer, layers[layer], config, shares[layer], calibration, undo, feed_of.get(layer))
+            rows, columns = layers[layer].weight.shape
+            done[layer] = LayerReport(
+                layer,
+                (rows, columns),
+                int((layers[layer].weight == 0).sum()),
+                shares[layer],
+                blocks[name].tower,
+                blocks[name].index,
+                None if importance is None else importance[layer],
+            )
             bar.update()
 
-    if not config.needs_calibration:
-        prune(layers, None)
-        return
-    runs = _runs(model, calib, config)
-    if config.activations == "dense":
-        prune(layers, collect(runs, layers, config.token_weight))
-        return
-    sequential(
-        runs,
-        {name: block.module for name, block in blocks.items()},
-        {name: group for name, group in inside.items() if group},
-        lambda block, calibration: prune(inside[block], calibration),
-        config.token_weight,
-    )
-    if missed := [name for name in layers if name not in saved]:
+    disable = None if progress is None else not progress
+    with tqdm(
+        total=len(layers), desc=f"{config.method} {config.pattern}", unit="layer", disable=disable
+    ) as bar:
+        if config.statistics is None:
+            for name in inside:
+                prune(name, None)
+        else:
+            batches = calibration_batches(calib, config.samples, config.batch_size, config.method)
+            block_by_block(
+                [Run(model, images, texts) for images, texts in batches],
+                blocks,
+                inside,
+                prune,
+                activations=config.activations,
+                statistics=config.statistics,
+                token_weight=token_weighting(config.token_weight),
+                offload=config.offload,
+            )
+    if missed := [name for name in layers if name not in done]:
         raise ValueError(f"{missed[0]}: no calibration input reached this layer")
-
-
-def _keep_mask(
-    name: str, weight: Tensor, config: PruneConfig, sparsity: float, calibration: Calibration | None
-) -> Tensor:
-    pattern = Pattern.parse(config.pattern)
-    if calibration is None:
-        return scoring.magnitude_mask(weight, pattern, sparsity, config.scope)
-    return scoring.wanda_mask(weight, calibration.column_norm(name), pattern, sparsity, config.scope)
-
-
-def _runs(model: nn.Module, calib: Any, config: PruneConfig) -> list[Run]:
-    """One function a batch: the model's whole forward on it."""
-    device, dtype = model_device(model), image_dtype(model)
-    return [
-        partial(model, images.to(device, dtype), texts.to(device))
-        for images, texts in _batches(calib, config)
-    ]
-
-
-def _batches(calib: Any, config: PruneConfig) -> list[tuple[Tensor, Tensor]]:
-    if calib is None:
-        raise ValueError(f"calib: {config.method} needs calibration data, e.g. vlprune.load_data(...)")
-    if hasattr(calib, "batches"):
-        given: Any = ((b.images, b.texts) for b in calib.batches(config.batch_size, limit=config.samples))
-    else:
-        given = [calib] if _is_pair(calib) else calib
-    batches: list[tuple[Tensor, Tensor]] = []
-    left = config.samples
-    for batch in given if isinstance(given, Iterable) else ():
-        if not _is_pair(batch):
-            batches = []
-            break
-        if left > 0:
-            batches.append((batch[0][:left], batch[1][:left]))
-            left -= len(batch[0])
-    if not batches:
-        raise ValueError(
-            "calib: expected data of load_data, or at least one batch (images, texts) of two tensors, "
-            f"got {calib!r:.80}"
-        )
-    return batches
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
-
-
-def _report(name: str, layer: nn.Linear) -> LayerReport:
-    rows, columns = layer.weight.shape
-    return LayerReport(name, (rows, columns), int(torch.count_nonzero(layer.weight == 0)))
+    return tuple(done[name] for name in layers)
