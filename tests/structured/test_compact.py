@@ -203,6 +203,7 @@ def test_compiles_into_one_graph(kind):
         assert_close([compiled(images)], [model.visual(images)])
 
 
+@pytest.mark.slow  # a C++ compiler builds the kernels
 def test_compiles_with_the_default_compiler():
     model = build("clip")
     compact_(model, uneven(model))

@@ -28,7 +28,8 @@ class Block:
 
         Linear is what maps ``in_features`` to ``out_features``: nn.Linear, its subclasses, Linear24
         and wrappers around them. Attention with a bare ``in_proj_weight`` contributes nothing until
-        `split_attention_` has given its projections layers of their own.
+        `split_attention_` has given its projections layers of their own; nor do layers that were left
+        without inputs or outputs when all heads or neurons were removed.
         """
         return dict(_linears(self.module, self.name))
 
@@ -135,7 +136,8 @@ def _has_attention(module: nn.Module) -> bool:
 
 def _linears(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if _is_linear(module):
-        yield name, module
+        if module.in_features and module.out_features:
+            yield name, module
     elif not hasattr(module, "in_proj_weight"):
         for key, child in module.named_children():
             yield from _linears(child, f"{name}.{key}")
