@@ -14,6 +14,7 @@ namespace {
 #include "wanda_elements.inl"
 #include "wanda_select.inl"
 #include "wanda_groups4.inl"
+#include "wanda_groups.inl"
 // These build on the ones above.
 #include "column_sumsq_rows.inl"
 #include "pack24_rows.inl"
@@ -21,27 +22,14 @@ namespace {
 template <class T>
 int64_t mask(const T* weight, int64_t cols, const float* norm, int64_t group, int64_t prune, int32_t* keys,
              bool* keep) {
+    int64_t done = 0;
 #if defined(__AVX2__)
-    if (group == 4) {
-        __m256 bad = _mm256_setzero_ps();
-        const __m256i one_minus_prune = _mm256_set1_epi32(1 - static_cast<int>(prune));
-        int64_t j = 0;
-        for (; j + 8 <= cols; j += 8) {
-            const __m256 scores = scores8(load8(weight + j), norm + j);
-            bad = _mm256_or_ps(bad, not_finite8(scores));
-            const uint32_t bits = bits8(kept_lanes8(scores, one_minus_prune));
-            const uint64_t bytes = kShuffles.keep[bits & 15] | uint64_t{kShuffles.keep[bits >> 4]} << 32;
-            std::memcpy(keep + j, &bytes, 8);
-        }
-        if (_mm256_movemask_ps(bad) != 0) return first_not_finite(weight, cols, norm);
-        const int64_t wrong = score_keys(weight + j, cols - j, norm + j, keys);
-        keep_groups(keys, cols - j, group, prune, keep + j);
-        return wrong < 0 ? -1 : j + wrong;
-    }
+    done = keep_groups8(weight, cols, norm, group, prune, keep);
 #endif
-    const int64_t wrong = score_keys(weight, cols, norm, keys);
-    if (wrong < 0) keep_groups(keys, cols, group, prune, keep);
-    return wrong;
+    const int64_t wrong = score_keys(weight + done, cols - done, norm + done, keys);
+    if (wrong >= 0) return done + wrong;
+    keep_groups(keys, cols - done, group, prune, keep + done);
+    return -1;
 }
 
 }  // namespace

@@ -1,0 +1,165 @@
+"""Scoring and selection against the procedure published with Wanda, in plain PyTorch: `python -m benchmarks.scoring`.
+
+Every case is gated by equality of the result, then timed interleaved with its published form in one run. Groups
+are also held against the machine's copy bandwidth: a `copy_` that reads and writes as many bytes together as the
+weight and the mask (a byte an entry) have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlprune import measure, ops
+
+# What the project sets itself: times the published form, and share of the copy bandwidth.
+GOALS = {"row": 10.0, "n:m": 100.0, "pack24": 50.0}
+BANDWIDTH_GOAL = 0.7
+PATTERNS = ("2:4", "1:4", "4:8")
+LARGEST_GROUP = 8
+
+
+def published_row_mask(weight: Tensor, norm: Tensor, sparsity: float) -> Tensor:
+    """Sort the whole row stably and scatter the indices of its lowest scores (arXiv 2306.11695, section 3)."""
+    order = torch.sort(weight.float().abs() * norm, dim=-1, stable=True).indices
+    pruned = torch.zeros(weight.shape, dtype=torch.bool)
+    pruned.scatter_(1, order[:, : int(weight.shape[1] * sparsity)], True)
+    return ~pruned
+
+
+def published_group_mask(weight: Tensor, norm: Tensor, kept: int, group: int) -> Tensor:
+    """Loop over the groups of columns, and of each scatter the indices of its lowest scores."""
+    scores = weight.float().abs() * norm
+    pruned = torch.zeros(weight.shape, dtype=torch.bool)
+    for first in range(0, weight.shape[1], group):
+        lowest = scores[:, first : first + group].topk(group - kept, dim=1, largest=False).indices
+        pruned.scatter_(1, first + lowest, True)
+    return ~pruned
+
+
+def published_pack24(weight: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask of 2:4, the weight with zeros, then its kept entries and their places in each group."""
+    keep = published_group_mask(weight, norm, 2, 4)
+    pruned = weight.clone()
+    pruned[~keep] = 0
+    groups, places = pruned.view(len(weight), -1, 4), keep.view(len(weight), -1, 4).nonzero()[:, 2]
+    places = places.view(len(weight), -1, 2)
+    values = groups.gather(2, places).view(len(weight), -1)
+    nibbles = (places[..., 0] | places[..., 1] << 2).to(torch.uint8)
+    return values, nibbles[:, ::2] | nibbles[:, 1::2] << 4
+
+
+def _untied_weight(size: int, dtype: torch.dtype, norm: Tensor, generator: torch.Generator) -> Tensor:
+    # `topk` orders ties as it likes, so groups with equal scores (one in a million) are drawn anew.
+    weight = torch.randn(size, size // LARGEST_GROUP, LARGEST_GROUP, generator=generator).to(dtype)
+    while True:
+        scores = weight.float().abs() * norm.view(-1, LARGEST_GROUP)
+        tied = (scores.sort(dim=-1).values.diff(dim=-1) == 0).any(-1)
+        if not tied.any():
+            return weight.view(size, size)
+        weight[tied] = torch.randn(int(tied.sum()), LARGEST_GROUP, generator=generator).to(dtype)
+
+
+def _same(name: str, ours: Any, published: Any) -> None:
+    pairs = zip(ours, published, strict=True) if isinstance(ours, tuple) else [(ours, published)]
+    if not all(torch.equal(a, b) for a, b in pairs):
+        raise ValueError(f"{name}: differs from the published procedure")
+
+
+def _cases(weight: Tensor, norm: Tensor) -> dict[str, tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    # name -> (goal, ours, published)
+    cases: dict[str, tuple[str, Callable[[], Any], Callable[[], Any]]] = {
+        "wanda_mask row 50%": (
+            "row",
+            lambda: ops.wanda_mask(weight, norm, "unstructured", 0.5, "row"),
+            lambda: published_row_mask(weight, norm, 0.5),
+        ),
+        "wanda_pack24": (
+            "pack24",
+            lambda: ops.wanda_pack24(weight, norm),
+            lambda: published_pack24(weight, norm),
+        ),
+    }
+    for pattern in PATTERNS:
+        kept, group = map(int, pattern.split(":"))
+        cases[f"wanda_mask {pattern}"] = (
+            "n:m",
+            lambda pattern=pattern: ops.wanda_mask(weight, norm, pattern),  # type: ignore[misc]
+            lambda kept=kept, group=group: published_group_mask(weight, norm, kept, group),  # type: ignore[misc]
+        )
+    return cases
+
+
+def bench_scoring(size: int = 4096, rounds: int = 5) -> list[dict[str, Any]]:
+    """Time every case on a [size, size] random-normal weight in float32 and bfloat16; times in seconds."""
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        norm = torch.rand(size, generator=generator) + 0.5
+        weight = _untied_weight(size, dtype, norm, generator)
+        half = weight.numel() * (weight.element_size() + 1) // 2
+        source, target = torch.ones(half, dtype=torch.uint8), torch.zeros(half, dtype=torch.uint8)
+        for name, (goal, ours, published) in _cases(weight, norm).items():
+            _same(name, ours(), published())
+            against = measure.compare(
+                {"ours": ours, "published": published}, warmup=1, rounds=rounds, max_seconds=10
+            )
+            row = {
+                "dtype": str(dtype).removeprefix("torch."),
+                "size": size,
+                "case": name,
+                **{key: timing.to_dict() for key, timing in against.items()},
+                "speedup": against["published"].median / against["ours"].median,
+                "speedup_goal": GOALS[goal],
+            }
+            if goal == "n:m":
+                copied = measure.compare(
+                    {"ours": ours, "copy": lambda: target.copy_(source)}, rounds=10 * rounds, max_seconds=5
+                )
+                row |= {
+                    "copy": copied["copy"].to_dict(),
+                    "bandwidth": 2 * half / copied["ours"].median,
+                    "copy_bandwidth": 2 * half / copied["copy"].median,
+                    "of_copy": copied["copy"].median / copied["ours"].median,
+                    "of_copy_goal": BANDWIDTH_GOAL,
+                }
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text."""
+    lines = []
+    for row in rows:
+        line = (
+            f"{row['dtype']:9} {row['case']:20} {1e3 * row['published']['median']:>9.1f} ms published "
+            f"{1e3 * row['ours']['median']:>8.2f} ms ours {row['speedup']:>6.1f}x (goal {row['speedup_goal']:g}x)"
+        )
+        if "of_copy" in row:
+            line += f", {row['bandwidth'] / 1e9:.1f} GB/s = {row['of_copy']:.0%} of a copy"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table and, if asked, write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = bench_scoring(arguments.size, arguments.rounds)
+    print(table(rows))
+    if arguments.json is not None:
+        record = {"machine": measure.machine_info(), "rows": rows}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
