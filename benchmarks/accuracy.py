@@ -1,7 +1,7 @@
 """What each pruning method costs in accuracy: one table a command, resumable, committed under results/.
 
-python benchmarks/accuracy.py methods --out results.json     every method at 50, 60, 70 % and 2:4
-python benchmarks/accuracy.py split --out results.json       sparsity shared out between the towers, 10:90 ... 90:10
+python benchmarks/accuracy.py methods --out FILE    every method at 50, 60, 70 % and 2:4
+python benchmarks/accuracy.py split --out FILE      sparsity shared out between the towers, 10:90 ... 90:10
 
 Both take --model, --data, --calib and --targets of the command line; a seed picks the calibration images.
 """
@@ -34,7 +34,6 @@ from vlprune import (
 from vlprune.allocation import OWL, ECoFLaP
 from vlprune.config import PruneConfig
 from vlprune.files import read_json, write_json
-from vlprune.pipeline import variant_name
 
 METHODS = {
     "magnitude": (MagnitudeConfig, None),
@@ -82,9 +81,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     data = load_data(args.data, loaded.preprocess, loaded.tokenizer).subset(args.limit).in_memory()
     calib = load_data(args.calib, loaded.preprocess, loaded.tokenizer)
     head = {
-        "format": "vlprune-accuracy", "table": args.table, "model": args.name or args.model, "data": args.data_name or args.data,
-        "images": len(data), "samples": args.samples, "machine": measure.machine_info(),
-    }  # fmt: skip
+        "format": "vlprune-accuracy",
+        "table": args.table,
+        "model": args.name or args.model,
+        "data": args.data_name or args.data,
+        "images": len(data),
+        "samples": args.samples,
+        "machine": measure.machine_info(),
+    }
     rows: dict[str, Any] = {}
     if args.out.exists():
         kept = read_json(args.out)

@@ -21,11 +21,9 @@ def variant(*zeros):
 
 def test_bars_are_as_high_as_the_layers_are_sparse():
     svg = layer_sparsities(variant(32, 64, 96))
-    corners = re.findall(
-        r'<path d="M ([\d.]+) ([\d.]+) \nL [\d.]+ [\d.]+ \nL [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nz\n"\s*clip-path',
-        svg,
-    )
-    heights = [float(bottom) - float(top) for _, bottom, top in corners]
+    place = r"([\d.]+) ([\d.]+) \n"
+    corners = re.findall(rf'<path d="M {place}L {place}L {place}L {place}z\n"\s*clip-path', svg)
+    heights = [float(numbers[1]) - float(numbers[5]) for numbers in corners]
     assert [height / heights[0] for height in heights] == pytest.approx([1, 2, 3], rel=1e-4)
     for label in ("image 0", "image 1", "text 0", "image tower", "text tower"):
         assert f">{label}<" in svg

@@ -2,9 +2,9 @@
 
 from . import allocation, nn, ops, scoring
 from ._version import __version__
-from .allocation import PerTower, Uniform
+from .allocation import OWL, ECoFLaP, PerLayer, PerTower, Uniform
 from .checkpoint import from_pretrained, save_pretrained
-from .config import MagnitudeConfig, WandaConfig
+from .config import MagnitudeConfig, RIAConfig, SparseGPTConfig, WandaConfig
 from .data import load_data
 from .evaluate import Metrics, evaluate
 from .masks import apply_masks_, masks
@@ -16,12 +16,17 @@ from .sparsify import SparsifyReport, sparsify_
 from .targets import NoMatchError
 
 __all__ = [
+    "OWL",
+    "ECoFLaP",
     "MagnitudeConfig",
     "Metrics",
     "NoMatchError",
     "PatternError",
+    "PerLayer",
     "PerTower",
     "PruneReport",
+    "RIAConfig",
+    "SparseGPTConfig",
     "SparsifyReport",
     "Uniform",
     "WandaConfig",

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..allocation import Allocation, allocation_from_dict
+from ..allocation import Allocation, Uniform, allocation_from_dict
 from ..config import METHODS, PruneConfig, config_from_dict
 from ..files import read_json
 
@@ -37,16 +37,16 @@ def configs(args: argparse.Namespace) -> list[PruneConfig]:
         "token_weight": args.token_weight,
     }
     alone = args.command == "prune"  # its one pattern gets its one sparsity and allocation, fitting or not
-    allocations = [_allocation(text) for text in _as_list(args.allocation)]
+    allocations = [_allocation(text) for text in _as_list(args.allocation)] or [Uniform()]
     result = []
     for method, pattern in product(methods or ["wanda"], patterns or ["2:4"]):
         if method not in METHODS:
             raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
-        free = pattern == "unstructured" or alone or "unstructured" not in patterns
-        for sparsity in (sparsities or [None]) if pattern == "unstructured" or alone else [None]:
-            for allocation in (allocations if free else []) or [None]:
-                shared = common if allocation is None else {**common, "allocation": allocation}
-                result.append(METHODS[method](pattern=pattern, sparsity=sparsity, **shared))
+        free = pattern == "unstructured" or alone
+        shares = allocations if free or "unstructured" not in patterns else [Uniform()]
+        for sparsity, share in product((sparsities or [None]) if free else [None], shares):
+            made = METHODS[method](pattern=pattern, sparsity=sparsity, allocation=share, **common)
+            result.append(made)
     return result
 
 
