@@ -1,8 +1,8 @@
-"""Scoring and selection against the procedure published with Wanda, in plain PyTorch: `python -m benchmarks.scoring`.
+"""Scoring and selection against the procedure published with Wanda: `python -m benchmarks.scoring`.
 
-Every case is gated by equality of the result, then timed interleaved with its published form in one run. Groups
-are also held against the machine's copy bandwidth: a `copy_` that reads and writes as many bytes together as the
-weight and the mask (a byte an entry) have.
+Every case is gated by equality of the result with the procedure's, written in plain PyTorch, then timed
+interleaved with it. Groups are also held against the machine's copy bandwidth: a `copy_` that reads and
+writes as many bytes together as the weight and the mask (a byte an entry) have.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ LARGEST_GROUP = 8
 
 
 def published_row_mask(weight: Tensor, norm: Tensor, sparsity: float) -> Tensor:
-    """Sort the whole row stably and scatter the indices of its lowest scores (arXiv 2306.11695, section 3)."""
+    """Sort each row stably and scatter the indices of its lowest scores (arXiv 2306.11695, section 3)."""
     order = torch.sort(weight.float().abs() * norm, dim=-1, stable=True).indices
     pruned = torch.zeros(weight.shape, dtype=torch.bool)
     pruned.scatter_(1, order[:, : int(weight.shape[1] * sparsity)], True)
@@ -77,21 +78,21 @@ def _cases(weight: Tensor, norm: Tensor) -> dict[str, tuple[str, Callable[[], An
     cases: dict[str, tuple[str, Callable[[], Any], Callable[[], Any]]] = {
         "wanda_mask row 50%": (
             "row",
-            lambda: ops.wanda_mask(weight, norm, "unstructured", 0.5, "row"),
-            lambda: published_row_mask(weight, norm, 0.5),
+            partial(ops.wanda_mask, weight, norm, "unstructured", 0.5, "row"),
+            partial(published_row_mask, weight, norm, 0.5),
         ),
         "wanda_pack24": (
             "pack24",
-            lambda: ops.wanda_pack24(weight, norm),
-            lambda: published_pack24(weight, norm),
+            partial(ops.wanda_pack24, weight, norm),
+            partial(published_pack24, weight, norm),
         ),
     }
     for pattern in PATTERNS:
         kept, group = map(int, pattern.split(":"))
         cases[f"wanda_mask {pattern}"] = (
             "n:m",
-            lambda pattern=pattern: ops.wanda_mask(weight, norm, pattern),  # type: ignore[misc]
-            lambda kept=kept, group=group: published_group_mask(weight, norm, kept, group),  # type: ignore[misc]
+            partial(ops.wanda_mask, weight, norm, pattern),
+            partial(published_group_mask, weight, norm, kept, group),
         )
     return cases
 
@@ -120,7 +121,7 @@ def bench_scoring(size: int = 4096, rounds: int = 5) -> list[dict[str, Any]]:
             }
             if goal == "n:m":
                 copied = measure.compare(
-                    {"ours": ours, "copy": lambda: target.copy_(source)}, rounds=10 * rounds, max_seconds=5
+                    {"ours": ours, "copy": partial(target.copy_, source)}, rounds=10 * rounds, max_seconds=5
                 )
                 row |= {
                     "copy": copied["copy"].to_dict(),
@@ -139,7 +140,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         line = (
             f"{row['dtype']:9} {row['case']:20} {1e3 * row['published']['median']:>9.1f} ms published "
-            f"{1e3 * row['ours']['median']:>8.2f} ms ours {row['speedup']:>6.1f}x (goal {row['speedup_goal']:g}x)"
+            f"{1e3 * row['ours']['median']:>8.2f} ms ours "
+            f"{row['speedup']:>6.1f}x (goal {row['speedup_goal']:g}x)"
         )
         if "of_copy" in row:
             line += f", {row['bandwidth'] / 1e9:.1f} GB/s = {row['of_copy']:.0%} of a copy"
