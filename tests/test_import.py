@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("open_clip", "timm", "transformers", "matplotlib", "torchvision", "jinja2", "triton.compiler")
+HEAVY = ("open_clip", "timm", "transformers", "matplotlib", "torchvision", "jinja2", "scipy", "triton.compiler")
 
 
 def python(code):
@@ -36,7 +36,7 @@ def test_import_alone_registers_the_operators():
     "name",
     ["prune_", "sparsify_", "save_pretrained", "from_pretrained", "load_data", "evaluate", "masks",
      "apply_masks_", "split_attention_", "merge_attention_", "backends", "why_not", "WandaConfig",
-     "MagnitudeConfig", "Uniform"],
+     "MagnitudeConfig", "SparseGPTConfig", "RIAConfig", "Uniform", "PerTower", "PerLayer", "ECoFLaP", "OWL"],
 )  # fmt: skip
 def test_public_names(name):
     import vlprune
