@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-HEAVY = ("open_clip", "timm", "transformers", "matplotlib", "torchvision", "jinja2", "scipy", "triton.compiler")
+HEAVY = (
+    "open_clip", "timm", "transformers", "matplotlib", "torchvision", "jinja2", "scipy", "triton.compiler",
+)  # fmt: skip
 
 
 def python(code):
