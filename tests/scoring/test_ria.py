@@ -9,7 +9,7 @@ import torch
 from vlprune import ops
 from vlprune.patterns import Pattern
 from vlprune.scoring import channel_permutation, ria_mask, ria_scores
-from vlprune.scoring.ria import _reassign
+from vlprune.scoring.ria import _deal, _reassign
 
 
 def by_definition(weight, norm, a):
@@ -84,6 +84,12 @@ def test_refusals(weight, norm, a, message):
         ria_scores(weight, norm, a)
     with pytest.raises(ValueError, match=message):
         ria_mask(weight, norm, Pattern(2, 4), 0.5, a=a)
+
+
+def test_channels_are_dealt_in_a_snake():
+    # By total score: 4, 0, 2 to the three groups, then 5, 1, 3 from the last group back.
+    totals = torch.tensor([8.0, 5.0, 7.0, 4.0, 9.0, 6.0])
+    assert _deal(totals[:, None].expand(6, 3) / 3, 2).tolist() == [[4, 3], [0, 1], [2, 5]]
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4)])

@@ -94,6 +94,11 @@ def test_half_weights_are_rounded_only_at_the_end(dtype, pattern, sparsity):
     assert pruned.dtype is dtype
     assert torch.equal(keep, exact_keep)
     assert torch.equal(pruned, exact.to(dtype))
+    rounded = hessian.to(dtype)
+    pruned, keep = sparsegpt_prune(weight, rounded, pattern, sparsity, 16, 0.1)
+    exact, exact_keep = sparsegpt_prune(weight.float(), rounded.float(), pattern, sparsity, 16, 0.1)
+    assert torch.equal(keep, exact_keep)
+    assert torch.equal(pruned, exact.to(dtype))
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", None), ("1:4", None), ("unstructured", 0.5)])
