@@ -3,5 +3,14 @@
 from .compact import CompactReport, LayerSizes, compact_
 from .keep import Keep, StructuredConfig
 from .mask import mask_modules
+from .rewire import rewire_
 
-__all__ = ["CompactReport", "Keep", "LayerSizes", "StructuredConfig", "compact_", "mask_modules"]
+__all__ = [
+    "CompactReport",
+    "Keep",
+    "LayerSizes",
+    "StructuredConfig",
+    "compact_",
+    "mask_modules",
+    "rewire_",
+]

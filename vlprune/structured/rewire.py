@@ -1,0 +1,150 @@
+"""Neurons put in order of importance, so that the last ones of every MLP can go first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..losses import Loss, loss_and_batches
+from ..models.parts import MlpParts, block_parts
+from ..models.running import evaluating
+from .remove import check_neurons
+
+__all__ = ["neuron_importance", "rewire_"]
+
+
+@torch.inference_mode(False)
+def rewire_(
+    model: nn.Module,
+    data: Any,
+    *,
+    towers: Sequence[str] = ("visual", "text"),
+    loss: str | Loss = "contrastive",
+    samples: int = 128,
+    batch_size: int = 32,
+) -> dict[str, Tensor]:
+    """Sort the neurons of every MLP by falling importance, in place; outputs stay the same.
+
+    Importance is `neuron_importance` of the loss's gradient, averaged over the data (DynaBERT,
+    arXiv 2004.04037, as used by MoPE-CLIP, arXiv 2403.07839). Equally important neurons keep their
+    order. Outputs differ by the rounding of sums in another order. Zeros move with their neurons: the
+    second layers of MLPs pruned to 2:4 are not 2:4 any more.
+
+    Args:
+        model: an open_clip model, not yet sparsified.
+        data: data of `load_data`, or batches: an iterable of ``(images, texts)`` tensors.
+        towers: which ones to sort.
+        loss: "contrastive", another of `vlprune.ECoFLaP`'s, or a function ``(model, batch) -> scalar``.
+        samples: at most this many images are used.
+        batch_size: images at once; the contrastive loss compares the pairs of a batch.
+
+    Returns:
+        By the name of each MLP's first layer, the permutation [neurons]: neuron j was number ``[j]``.
+
+    Raises:
+        ValueError: a tower that is not there, packed layers, a norm over all neurons, no usable data, a
+            gradient that is not finite. The model is then as it was.
+
+    """
+    mlps = _mlps(model, towers)
+    for mlp in mlps:
+        check_neurons(mlp)
+    fn, batches = loss_and_batches(loss, model, data, samples=samples, batch_size=batch_size)
+    parameters = [p for mlp in mlps for p in _parameters(mlp) if p is not None]
+    gradients = dict(zip(parameters, _gradients(model, fn, batches, parameters), strict=True))
+    orders: dict[str, Tensor] = {}
+    for mlp in mlps:
+        fc1, fc2, bias = _parameters(mlp)
+        bias_grad = None if bias is None else gradients[bias]
+        scores = neuron_importance(fc1, fc2, gradients[fc1], gradients[fc2], bias, bias_grad)
+        if not bool(scores.isfinite().all()):
+            raise ValueError(f"{mlp.fc1_name}: the loss's gradient is not finite")
+        orders[mlp.fc1_name] = scores.argsort(descending=True, stable=True)
+    for mlp in mlps:
+        _permute(mlp, orders[mlp.fc1_name])
+    return orders
+
+
+def neuron_importance(
+    fc1: Tensor,
+    fc2: Tensor,
+    fc1_grad: Tensor,
+    fc2_grad: Tensor,
+    bias: Tensor | None = None,
+    bias_grad: Tensor | None = None,
+) -> Tensor:
+    """How much the loss changes, to first order, without what enters each neuron and without what leaves it.
+
+    ``I_k = |sum_i W1[k,i] dW1[k,i] + b1[k] db1[k]| + |sum_o W2[o,k] dW2[o,k]|`` (DynaBERT, arXiv
+    2004.04037, section 2.1).
+
+    Args:
+        fc1: weight of the first layer [neurons, in].
+        fc2: weight of the second layer [out, neurons].
+        fc1_grad: gradient of the loss by `fc1`.
+        fc2_grad: gradient of the loss by `fc2`.
+        bias: of the first layer [neurons], with its gradient.
+        bias_grad: gradient of the loss by `bias`.
+
+    Returns:
+        float32 [neurons].
+
+    """
+    with torch.no_grad():
+        entering = (fc1.float() * fc1_grad.float()).sum(1)
+        if bias is not None and bias_grad is not None:
+            entering += bias.float() * bias_grad.float()
+        return entering.abs() + (fc2.float() * fc2_grad.float()).sum(0).abs()
+
+
+def _mlps(model: nn.Module, towers: Sequence[str]) -> list[MlpParts]:
+    known = models.view(model).towers
+    if isinstance(towers, str) or not towers or (unknown := [name for name in towers if name not in known]):
+        wrong = towers if isinstance(towers, str) or not towers else unknown[0]
+        raise ValueError(f"towers: expected some of {', '.join(known)}, got {wrong!r}")
+    parts = [block_parts(block).mlp for name in towers for block in known[name].blocks]
+    return [mlp for mlp in parts if mlp is not None]
+
+
+def _parameters(mlp: MlpParts) -> tuple[Tensor, Tensor, Tensor | None]:
+    fc1, fc2 = mlp.fc1, mlp.fc2
+    assert isinstance(fc1, nn.Linear)
+    assert isinstance(fc2, nn.Linear)
+    return fc1.weight, fc2.weight, fc1.bias
+
+
+def _gradients(
+    model: nn.Module, fn: Loss, batches: Sequence[Any], parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Mean over all samples of the loss's gradient; zero for what the loss does not depend on."""
+    total = sum(len(batch.images) for batch in batches)
+    means = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.enable_grad())
+        for every in model.parameters():
+            stack.callback(every.requires_grad_, every.requires_grad)
+            every.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for batch in batches:
+            value = fn(model, batch)
+            if not value.requires_grad:
+                raise ValueError("loss: it does not depend on any MLP of the model")
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
+            for mean, gradient in zip(means, found, strict=True):
+                if gradient is not None:
+                    mean.add_(gradient, alpha=len(batch.images) / total)
+    return means
+
+
+@torch.no_grad()
+def _permute(mlp: MlpParts, order: Tensor) -> None:
+    for parameter, dim in zip(_parameters(mlp), (0, 1, 0), strict=True):
+        if parameter is not None:
+            parameter.copy_(parameter.index_select(dim, order))
