@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from vlprune import MagnitudeConfig, PatternError, PerTower, Uniform, WandaConfig
-from vlprune.allocation import LayerInfo
-from vlprune.config import config_from_dict
+from vlprune.allocation import OWL, ECoFLaP, LayerInfo, PerLayer
+from vlprune.config import RIAConfig, SparseGPTConfig, config_from_dict
 from vlprune.patterns import Pattern
+from vlprune.token_weights import ATV, Modality
 
 
 @pytest.mark.parametrize(
@@ -18,8 +19,25 @@ from vlprune.patterns import Pattern
         WandaConfig(pattern="1:4", targets=("visual",), ignore=("*.c_proj",), activations="dense"),
         MagnitudeConfig(pattern="unstructured", sparsity=0.7, scope="layer", samples=5),
         WandaConfig(pattern="unstructured", allocation=PerTower(visual=0.4, text=0.6)),
+        WandaConfig(pattern="unstructured", allocation=PerLayer({"a": 0.4, "b": 1}), offload=True),
+        SparseGPTConfig(pattern="unstructured", sparsity=0.5, allocation=OWL(lam=0.1, m=3)),
+        SparseGPTConfig(pattern="2:4", blocksize=64, damping=0.1, token_weight=ATV(alpha=0.5)),
+        RIAConfig(pattern="4:8", a=1, permute=True, token_weight=Modality(visual=2, text=0.5)),
+        RIAConfig(pattern="unstructured", sparsity=0.5, allocation=ECoFLaP(max_sparsity=0.6, draws=2)),
+        WandaConfig(token_weight="attention_mask"),
     ],
-    ids=["default", "wanda 1:4", "magnitude 70 %", "per tower"],
+    ids=[
+        "default",
+        "wanda 1:4",
+        "magnitude 70 %",
+        "per tower",
+        "per layer",
+        "sparsegpt owl",
+        "sparsegpt 2:4",
+        "ria permuted",
+        "ria ecoflap",
+        "attention mask",
+    ],
 )
 def test_round_trip_through_json(config):
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -45,6 +63,47 @@ def test_broken_file(change, message):
 def test_token_weight_is_not_written():
     with pytest.raises(ValueError, match="token_weight: a function cannot be written"):
         WandaConfig(token_weight=lambda name, x: x).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (SparseGPTConfig, {"blocksize": 0}, "blocksize: expected a whole number of at least 1, got 0"),
+        (SparseGPTConfig, {"blocksize": 8.0}, "blocksize: expected a whole number of at least 1, got 8.0"),
+        (
+            SparseGPTConfig,
+            {"pattern": "2:5"},
+            'blocksize: pattern "2:5" needs a multiple of its group, got 128',
+        ),
+        (SparseGPTConfig, {"damping": 0}, "damping: expected a number above 0, got 0"),
+        (SparseGPTConfig, {"damping": float("nan")}, "damping: expected a number above 0, got nan"),
+        (SparseGPTConfig, {"damping": "0.1"}, "damping: expected a number above 0, got '0.1'"),
+        (SparseGPTConfig, {"scope": "layer"}, "scope: sparsegpt compares .* leave it out; got 'layer'"),
+        (RIAConfig, {"a": -1}, "a: expected a number of at least 0, got -1"),
+        (RIAConfig, {"a": True}, "a: expected a number of at least 0, got True"),
+        (RIAConfig, {"permute": 1}, "permute: expected True or False, got 1"),
+        (
+            RIAConfig,
+            {"permute": True, "pattern": "unstructured", "sparsity": 0.5},
+            'permute: only an n:m pattern has groups to permute for, got "unstructured"',
+        ),
+        (WandaConfig, {"offload": "no"}, "offload: expected True or False, got 'no'"),
+        (WandaConfig, {"samples": True}, "samples: expected a whole number of at least 1, got True"),
+    ],
+)
+def test_bad_fields_fail_at_once(config, fields, message):
+    with pytest.raises(ValueError, match=message):
+        config(**fields)
+
+
+def test_block_of_columns_that_tiles_an_odd_group():
+    assert SparseGPTConfig(pattern="2:5", blocksize=125).blocksize == 125
+
+
+@pytest.mark.parametrize("field", ["blocksize", "permute"])
+def test_field_of_another_method_is_unknown(field):
+    with pytest.raises(ValueError, match=f"unknown field '{field}' for method 'wanda'"):
+        config_from_dict({**WandaConfig().to_dict(), field: 1})
 
 
 def test_configs_are_frozen():
