@@ -49,6 +49,16 @@ def test_statistics_are_those_of_float64(dtype, weighted):
     torch.testing.assert_close(norm.double(), ((rows.square() * w).sum(0) / 8).sqrt(), rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("statistics", ["norm", "hessian"])
+def test_bools_are_weights_of_zero_and_one(statistics):
+    layer = nn.Linear(5, 2)
+    x, keep = torch.randn(3, 4, 5), torch.rand(3, 4) < 0.5
+    by_bool, by_number = (observe(layer, [x], statistics, [w]).stats["layer"] for w in (keep, keep.float()))
+    torch.testing.assert_close(by_bool.second, by_number.second, rtol=1e-6, atol=1e-6)
+    assert by_bool.tokens == by_number.tokens == keep.sum()
+    assert by_bool.sequences == 3
+
+
 def test_thousands_of_small_batches_do_not_get_lost_in_a_large_one():
     """In float32, adding 1e-4 to 4096 changes nothing; five thousand times nothing would be 0.5 missing."""
     layer = nn.Linear(3, 1)

@@ -161,7 +161,8 @@ class RIAConfig(PruneConfig):
         a: power of the input norm.
         permute: under n:m, first reorder the hidden neurons of every MLP and the value channels of every
             head, so that few important weights share a group. The rows of the layers that feed them
-            (also of ones that are not pruned) are reordered alike, so the model computes what it did.
+            (also of ones that are not pruned) are reordered alike, so the model computes what it did; but
+            masks of the result fit no model in the old order.
 
     """
 

@@ -100,7 +100,7 @@ class Calibration:
             x = args[0].detach()
             weight = None if weigh is None else weigh(name, x)
             second = ops.column_sumsq(x, weight) if self.statistics == "norm" else _outer(x, weight)
-            tokens = torch.tensor(1.0) if weight is None else weight.detach().double().sum()
+            tokens = torch.ones((), device=x.device) if weight is None else weight.detach().double().sum()
             if self.offload:
                 second, tokens = second.cpu(), tokens.cpu()
             if name not in self.stats:
@@ -116,9 +116,13 @@ class Calibration:
 
 def _outer(x: Tensor, weight: Tensor | None) -> Tensor:
     """``sum_t w_t x_t x_t^T`` of one batch, float64 [in, in]."""
-    if weight is not None:
-        weight = weight.float().expand(x.shape[:-1]).reshape(-1, 1)
     rows = x.reshape(-1, x.shape[-1])
+    if weight is not None:
+        weight = weight.expand(x.shape[:-1]).reshape(-1)
+        if weight.dtype == torch.bool:  # most of a padded text need not be multiplied
+            rows, weight = rows[weight], None
+        else:
+            weight = weight.float()[:, None]
     total = x.new_zeros(x.shape[-1], x.shape[-1], dtype=torch.float64)
     with _full_precision():
         for start in range(0, len(rows), _ROWS):
