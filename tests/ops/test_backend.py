@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from vlprune import ops
-from vlprune.ops import backend
+from vlprune.ops import backend, triton_ops
 
 from .cases import native, needs_native
 
-NATIVE = ("column_sumsq", "wanda_mask", "wanda_pack24", "pack24", "unpack24", "linear24")
+TRITON = ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many")
+NATIVE = (*TRITON, "pack24", "unpack24", "linear24")
 COMPOSED = ("wanda_scores", "select", "head_attention")
 
 
@@ -20,10 +21,15 @@ def test_table():
     table = ops.backends()
     assert set(table) == {*NATIVE, *COMPOSED}
     for op, row in table.items():
-        assert set(row) == {"torch", "cpu"}
+        assert set(row) == {"torch", "cpu", "triton"}
         assert row["torch"] is None
+        if op not in TRITON:
+            composed = f"{op} is composed of PyTorch operators only"
+            assert row["triton"] == (
+                composed if op in COMPOSED else f"{op} has no form on the triton backend"
+            )
         if op in COMPOSED:
-            assert row["cpu"] == f"{op} is composed of PyTorch operators only"
+            assert row["cpu"] == composed
         elif native is None:
             assert row["cpu"].startswith("the native extension is not built: ")
         else:
@@ -44,9 +50,82 @@ def test_reasons():
     )
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if triton and a CUDA device were here."""
+    monkeypatch.setattr(backend, "_triton_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+REFUSED = {
+    "device": (
+        "wanda_mask",
+        {"device": "cpu"},
+        "the triton backend takes tensors on CUDA devices, not on cpu",
+    ),
+    "dtype": (
+        "wanda_pack24",
+        {"dtype": torch.float64},
+        "wanda_pack24 on the triton backend takes bfloat16 or float16 or float32, not float64",
+    ),
+    "width": (
+        "wanda_mask",
+        {"in_features": 16385},
+        "wanda_mask on the triton backend selects from at most 16384 inputs, not from 16385",
+    ),
+    "no form": ("linear24", {}, "linear24 has no form on the triton backend"),
+    "composed": ("select", {}, "select is composed of PyTorch operators only"),
+}
+
+
+@pytest.mark.parametrize(("op", "asked", "reason"), REFUSED.values(), ids=REFUSED)
+def test_reasons_of_triton(gpu, op, asked, reason):
+    assert ops.why_not("triton", op, **asked) == reason
+
+
+@pytest.mark.parametrize("op", TRITON)
+def test_triton_can(gpu, op):
+    assert ops.why_not("triton", op, dtype=torch.bfloat16, device="cuda:1", in_features=16384) is None
+
+
+def test_triton_without_a_gpu_or_without_triton(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ops.why_not("triton", "wanda_mask") == "there is no CUDA device"
+    monkeypatch.setattr(backend, "_triton_installed", lambda: False)
+    assert ops.why_not("triton", "wanda_mask") == "triton is not installed"
+
+
+@pytest.mark.parametrize(
+    ("override", "dtype", "sizes", "expected"),
+    [
+        ("auto", torch.float16, {}, True),
+        ("auto", torch.float64, {}, False),
+        ("auto", torch.float32, {"unit": 16385}, False),
+        ("auto", torch.float32, {"entries": 2**31}, False),
+        ("auto", torch.float32, {"entries": 2**31 - 1}, True),
+        ("torch", torch.float32, {}, False),
+        ("cpu", torch.float32, {}, True),
+        ("triton", torch.bfloat16, {}, True),
+    ],
+)
+def test_choice_on_cuda(gpu, monkeypatch, override, dtype, sizes, expected):
+    monkeypatch.setattr(backend, "_override", lambda: override)
+    assert backend.runs_on_triton("wanda_mask", dtype, **sizes) is expected
+
+
+def test_forced_triton_refuses_what_it_cannot_do(gpu, monkeypatch):
+    monkeypatch.setattr(backend, "_override", lambda: "triton")
+    with pytest.raises(ValueError, match=r'wanda_mask: backend "triton" was asked for, but .*not from 20000'):
+        backend.runs_on_triton("wanda_mask", torch.float32, unit=20000)
+    with pytest.raises(
+        ValueError, match=r"wanda_pack24: .* takes bfloat16 or float16 or float32, not float64"
+    ):
+        triton_ops.wanda_pack24(torch.zeros(2, 4, dtype=torch.float64), torch.ones(4))
+
+
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="expected a backend of torch, cpu, got 'triton'"):
-        ops.why_not("triton", "linear24")
+    with pytest.raises(ValueError, match="expected a backend of torch, cpu, triton, got 'cuda'"):
+        ops.why_not("cuda", "linear24")
     with pytest.raises(ValueError, match=r"expected an op of .*linear24.*, got 'conv24'"):
         ops.why_not("cpu", "conv24")
 
@@ -62,6 +141,8 @@ def test_unknown_names_list_the_known():
         ("torch", "cpu", torch.float32, True),
         ("cpu", "auto", torch.float32, True),
         ("cpu", "torch", torch.float32, False),
+        ("triton", "auto", torch.float32, True),
+        ("triton", "auto", torch.float64, False),
     ],
 )
 def test_choice(monkeypatch, override, asked, dtype, expected):
@@ -98,7 +179,7 @@ print(ops.linear24(torch.ones(1, 8), values, meta).tolist(), len(prepared._cache
 RESULT = "[[18.0, 50.0]]"
 
 
-@pytest.mark.parametrize(("override", "entries"), [("torch", 0), ("auto", 1), ("cpu", 1)])
+@pytest.mark.parametrize(("override", "entries"), [("torch", 0), ("auto", 1), ("cpu", 1), ("triton", 1)])
 @needs_native
 def test_environment_chooses(override, entries):
     result = run(USE, VLPRUNE_BACKEND=override)
@@ -110,7 +191,7 @@ def test_unknown_value_is_refused_at_the_first_use():
     assert result.returncode == 1
     assert result.stdout == "imported\n"
     assert result.stderr.strip().endswith(
-        "ValueError: VLPRUNE_BACKEND: expected one of auto, torch, cpu, got 'gpu'"
+        "ValueError: VLPRUNE_BACKEND: expected one of auto, torch, cpu, triton, got 'gpu'"
     )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from vlprune import ops
 
@@ -33,6 +34,7 @@ def arguments(dtype):
             (weight, norm, "unstructured", 0.3, "layer"),
         ],
         "wanda_pack24": [(weight, norm), (weight.t(), norm[:12])],
+        "wanda_pack24_many": [([weight, weight.t()], [norm, norm[:12]]), ([weight], [norm])],
         "pack24": [(gdense,), (dense,), (dense.t().contiguous().t(),)],
         "unpack24": [(gvalues, meta), (values, meta)],
         "linear24": [
@@ -72,13 +74,18 @@ def test_compiles_whole(op, dtype, case):
     expected = function(*args)
     # "aot_eager" traces forward and backward as "inductor" does, without compiling C++ for each case.
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*args)
-    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, expected)), strict=True):
+    for a, b in zip(*(tree_leaves(r) for r in (got, expected)), strict=True):
         assert torch.equal(a, b)
         if a.requires_grad:
             leaves = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
             grads = [torch.autograd.grad(r.square().sum(), leaves) for r in (a, b)]
             for compiled, eager in zip(*grads, strict=True):
                 assert torch.equal(compiled, eager)
+
+
+@pytest.mark.parametrize("op", ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"])
+def test_cuda_has_its_own_form(op):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vlprune::{op}", "CUDA")
 
 
 def test_compiles_with_inductor_for_any_number_of_tokens():

@@ -15,6 +15,7 @@ from .functional import (
     unpack24,
     wanda_mask,
     wanda_pack24,
+    wanda_pack24_many,
     wanda_scores,
 )
 from .isa import cpu_isa
@@ -35,6 +36,7 @@ __all__ = [
     "unpack24",
     "wanda_mask",
     "wanda_pack24",
+    "wanda_pack24_many",
     "wanda_scores",
     "why_not",
 ]

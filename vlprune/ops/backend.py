@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 from types import ModuleType
 
 import torch
 
+from ..kernels.limits import MAX_ENTRIES, MAX_UNIT
 from . import _threads
 
-__all__ = ["BACKENDS", "backends", "check_backend", "extension", "runs_natively", "why_not"]
+__all__ = [
+    "BACKENDS",
+    "backends",
+    "check_backend",
+    "extension",
+    "runs_natively",
+    "runs_on_triton",
+    "why_not",
+]
 
-BACKENDS = ("torch", "cpu")
+BACKENDS = ("torch", "cpu", "triton")
 
 _OPS = (
     "column_sumsq",
@@ -21,6 +31,7 @@ _OPS = (
     "select",
     "wanda_mask",
     "wanda_pack24",
+    "wanda_pack24_many",
     "pack24",
     "unpack24",
     "linear24",
@@ -31,10 +42,12 @@ _NATIVE_DTYPES = {
     "column_sumsq": _STORED,
     "wanda_mask": _STORED,
     "wanda_pack24": _STORED,
+    "wanda_pack24_many": _STORED,
     "pack24": _STORED,
     "unpack24": _STORED,
     "linear24": frozenset({torch.float32, torch.bfloat16}),
 }
+_TRITON_DTYPES = dict.fromkeys(("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"), _STORED)
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -77,14 +90,16 @@ def why_not(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    in_features: int | None = None,
 ) -> str | None:
     """Say why an operator cannot run on a backend, or None if it can.
 
     Args:
-        backend: "torch" (plain PyTorch, any device) or "cpu" (the C++ extension).
+        backend: "torch" (plain PyTorch, any device), "cpu" (the C++ extension) or "triton" (CUDA devices).
         op: an operator of `torch.ops.vlprune`, for example "linear24".
         dtype: also judge this dtype of the weight (of x for "column_sumsq").
         device: also judge tensors on this device.
+        in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows.
 
     Raises:
         ValueError: an unknown backend or operator; the known ones are listed.
@@ -98,23 +113,61 @@ def why_not(
         return None
     if op not in _NATIVE_DTYPES:
         return f"{op} is composed of PyTorch operators only"
+    kind = None if device is None else torch.device(device).type
+    if backend == "triton":
+        return _why_not_triton(op, kind) or _why_not_kernel(op, dtype, in_features or 0)
     if _missing is not None:
         return _missing
-    if device is not None and torch.device(device).type != "cpu":
-        return f"the cpu backend takes tensors on the CPU, not on {torch.device(device).type}"
-    if dtype is not None and dtype not in _NATIVE_DTYPES[op]:
-        allowed = " or ".join(sorted(str(t)[6:] for t in _NATIVE_DTYPES[op]))
-        return f"{op} on the cpu backend takes {allowed}, not {str(dtype)[6:]}"
+    if kind not in (None, "cpu"):
+        return f"the cpu backend takes tensors on the CPU, not on {kind}"
+    return _why_not_dtype("cpu", op, dtype, _NATIVE_DTYPES[op])
+
+
+def _why_not_triton(op: str, device: str | None) -> str | None:
+    if op not in _TRITON_DTYPES:
+        return f"{op} has no form on the triton backend"
+    if not _triton_installed():
+        return "triton is not installed"
+    if device not in (None, "cuda"):
+        return f"the triton backend takes tensors on CUDA devices, not on {device}"
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
+def _why_not_kernel(op: str, dtype: torch.dtype | None, unit: int, entries: int = 0) -> str | None:
+    if (reason := _why_not_dtype("triton", op, dtype, _TRITON_DTYPES[op])) is not None or op != "wanda_mask":
+        return reason
+    if unit > MAX_UNIT:
+        return f"wanda_mask on the triton backend selects from at most {MAX_UNIT} inputs, not from {unit}"
+    if entries > MAX_ENTRIES:
+        return (
+            f"wanda_mask on the triton backend selects from at most {MAX_ENTRIES} weights, not from {entries}"
+        )
     return None
+
+
+def _why_not_dtype(
+    backend: str, op: str, dtype: torch.dtype | None, allowed: frozenset[torch.dtype]
+) -> str | None:
+    if dtype is None or dtype in allowed:
+        return None
+    names = " or ".join(sorted(str(t)[6:] for t in allowed))
+    return f"{op} on the {backend} backend takes {names}, not {str(dtype)[6:]}"
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    # Asked without importing it: that takes a second, and only CUDA tensors need it.
+    return importlib.util.find_spec("triton") is not None
 
 
 def backends() -> dict[str, dict[str, str | None]]:
     """For every operator and backend: None if it can run here, else the reason why not.
 
-    Without an override the operators take "cpu" where it can run and "torch" elsewhere. The environment
-    variable VLPRUNE_BACKEND ("auto", "torch", "cpu"; read once, when the first operator needs it) overrides
-    that for tensors on the CPU; with "cpu", an operator that has a native form refuses what the native form
-    cannot do.
+    Without an override, tensors on the CPU go to "cpu" and those on CUDA devices to "triton" where these can
+    run, and all else to "torch". The environment variable VLPRUNE_BACKEND ("auto", "torch", "cpu", "triton";
+    read once, when the first operator needs it) overrides that: "torch" everywhere, "cpu" for tensors on the
+    CPU and "triton" for those on CUDA devices, where an operator that has such a form then refuses what that
+    form cannot do.
     """
     return {op: {backend: why_not(backend, op) for backend in BACKENDS} for op in _OPS}
 
@@ -129,3 +182,22 @@ def runs_natively(op: str, dtype: torch.dtype, backend: str = "auto") -> bool:
     if wanted == "cpu":
         raise ValueError(f'{op}: backend "cpu" was asked for, but {why_not("cpu", op, dtype=dtype)}')
     return False
+
+
+def runs_on_triton(op: str, dtype: torch.dtype, *, unit: int = 0, entries: int = 0) -> bool:
+    """Whether the Triton form of `op` shall run on CUDA tensors of `dtype`.
+
+    Args:
+        op: an operator that has one.
+        dtype: of the weight (of x for "column_sumsq").
+        unit: entries selected from on chip, where the operator selects.
+        entries: of a matrix selected from as a whole.
+
+    """
+    wanted = _override()
+    if wanted == "torch":
+        return False
+    reason = _why_not_triton(op, "cuda") or _why_not_kernel(op, dtype, unit, entries)
+    if reason is not None and wanted == "triton":
+        raise ValueError(f'{op}: backend "triton" was asked for, but {reason}')
+    return reason is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ __all__ = [
     "unpack24",
     "wanda_mask",
     "wanda_pack24",
+    "wanda_pack24_many",
     "wanda_scores",
 ]
 
@@ -35,6 +36,9 @@ _wanda_scores: Callable[..., Tensor] = torch.ops.vlprune.wanda_scores.default
 _select: Callable[..., Tensor] = torch.ops.vlprune.select.default
 _wanda_mask: Callable[..., Tensor] = torch.ops.vlprune.wanda_mask.default
 _wanda_pack24: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.wanda_pack24.default
+_wanda_pack24_many: Callable[..., tuple[list[Tensor], list[Tensor]]] = (
+    torch.ops.vlprune.wanda_pack24_many.default
+)
 _pack24: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.pack24.default
 _unpack24: Callable[..., Tensor] = torch.ops.vlprune.unpack24.default
 _linear24: Callable[..., Tensor] = torch.ops.vlprune.linear24.default
@@ -102,7 +106,8 @@ def select(
         keep mask, bool [out, in].
 
     Raises:
-        ValueError: bad arguments, or (on the CPU) a score that is not finite.
+        ValueError: bad arguments, or (on the CPU) a score that is not finite. Elsewhere the host does not
+            wait to look: the counts stay exact, infinity ranks highest of the numbers and NaN above it.
 
     """
     _check_matrix("select", "scores", scores)
@@ -143,6 +148,42 @@ def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
     _check_scored("wanda_pack24", weight, column_norm)
     _check_groups("wanda_pack24", weight)
     return _wanda_pack24(weight.detach(), column_norm.detach())
+
+
+def wanda_pack24_many(
+    weights: Sequence[Tensor], column_norms: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """`wanda_pack24` of many matrices, say of a whole tower: in one launch on a CUDA device.
+
+    Matrices of different dtypes, or of widths that are and are not multiples of 16 (of 8 for float32), take a
+    launch a kind. The launch is told by a table that is copied to the device without the host waiting for
+    it; it is not to be captured in a CUDA graph.
+
+    Args:
+        weights: matrices [out, in] of any floating dtypes on one device, in divisible by 4.
+        column_norms: the [in] of each, any floating dtype.
+
+    Returns:
+        ``(values, meta)`` of each, as of `pack24`.
+
+    Raises:
+        ValueError: bad arguments, or (on the CPU) a score that is not finite.
+
+    """
+    if len(weights) != len(column_norms):
+        raise ValueError(
+            f"wanda_pack24_many: expected a column_norm for each weight, "
+            f"got {len(weights)} weights and {len(column_norms)} norms"
+        )
+    for place, (weight, norm) in enumerate(zip(weights, column_norms, strict=True)):
+        op = f"wanda_pack24_many, matrix {place}"
+        _check_scored(op, weight, norm)
+        _check_groups(op, weight)
+        _check_device(op, "weight", weight, "the first", weights[0])
+    if not weights:
+        return []
+    values, meta = _wanda_pack24_many([w.detach() for w in weights], [n.detach() for n in column_norms])
+    return list(zip(values, meta, strict=True))
 
 
 def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:

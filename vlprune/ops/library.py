@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, native, reference
+from . import autograd, native, reference, triton_ops
 
 __all__ = ["LIBRARY"]
 
@@ -22,6 +22,7 @@ _SCHEMAS = (
     "wanda_mask(Tensor weight, Tensor column_norm, "
     'str pattern="2:4", float? sparsity=None, str scope="row") -> Tensor',
     "wanda_pack24(Tensor weight, Tensor column_norm) -> (Tensor values, Tensor meta)",
+    "wanda_pack24_many(Tensor[] weights, Tensor[] column_norms) -> (Tensor[] values, Tensor[] meta)",
     "pack24(Tensor weight) -> (Tensor values, Tensor meta)",
     "unpack24(Tensor values, Tensor meta) -> Tensor",
     "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
@@ -41,6 +42,14 @@ def _linear24_anywhere(
     if backend not in ("auto", "torch"):
         raise ValueError(f'linear24: backend "{backend}" takes no tensors on {x.device.type}')
     return reference.linear24(x, values, meta, bias, activation)
+
+
+def _wanda_pack24_many(
+    weights: list[Tensor], column_norms: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    pack = torch.ops.vlprune.wanda_pack24.default
+    packed = [pack(weight, norm) for weight, norm in zip(weights, column_norms, strict=True)]
+    return [values for values, _ in packed], [meta for _, meta in packed]
 
 
 def _fake_column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -71,6 +80,13 @@ def _fake_wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Ten
     return native.empty_packed(weight)
 
 
+def _fake_wanda_pack24_many(
+    weights: list[Tensor], column_norms: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    packed = [native.empty_packed(weight) for weight in weights]
+    return [values for values, _ in packed], [meta for _, meta in packed]
+
+
 def _fake_unpack24(values: Tensor, meta: Tensor) -> Tensor:
     return values.new_empty(values.shape[0], values.shape[1] * 2)
 
@@ -87,22 +103,41 @@ def _fake_linear24(
 
 
 def _register(
-    op: str, anywhere: Callable[..., Any], fake: Callable[..., Any], cpu: Callable[..., Any] | None = None
+    op: str,
+    anywhere: Callable[..., Any],
+    fake: Callable[..., Any],
+    cpu: Callable[..., Any] | None = None,
+    cuda: Callable[..., Any] | None = None,
 ) -> None:
     LIBRARY.impl(op, anywhere, "CompositeExplicitAutograd")
     if cpu is not None:
         LIBRARY.impl(op, cpu, "CPU")
+    if cuda is not None:
+        LIBRARY.impl(op, cuda, "CUDA")
     torch.library.register_fake(f"vlprune::{op}", fake, lib=LIBRARY)
 
 
 for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-_register("column_sumsq", reference.column_sumsq, _fake_column_sumsq, native.column_sumsq)
+_register(
+    "column_sumsq",
+    reference.column_sumsq,
+    _fake_column_sumsq,
+    native.column_sumsq,
+    triton_ops.column_sumsq,
+)
 _register("wanda_scores", reference.wanda_scores, _fake_scores)
 _register("select", reference.select, _fake_select)
-_register("wanda_mask", reference.wanda_mask, _fake_mask, native.wanda_mask)
-_register("wanda_pack24", reference.wanda_pack24, _fake_wanda_pack24, native.wanda_pack24)
+_register("wanda_mask", reference.wanda_mask, _fake_mask, native.wanda_mask, triton_ops.wanda_mask)
+_register(
+    "wanda_pack24",
+    reference.wanda_pack24,
+    _fake_wanda_pack24,
+    native.wanda_pack24,
+    triton_ops.wanda_pack24,
+)
+_register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda=triton_ops.wanda_pack24_many)
 _register("pack24", reference.pack24, native.empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24)

@@ -1,0 +1,215 @@
+"""Prune to 2:4 by Wanda's score and pack, in one pass over one matrix or over many in one launch.
+
+Reads W once (and the norms, out of the cache), writes values and meta once. Two of four are chosen by a
+tournament: the winners of (0, 1) and (2, 3) stay, unless the loser of one pair beats the winner of the
+other. Of equal keys the lower index loses, everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .groups4 import concat, entries_of, halves, keys_of, load_unit, store_two, tile_of
+from .launch import aligned, launch, triton_dtype
+
+__all__ = ["Tower", "wanda_pack24", "wanda_pack24_many"]
+
+# A tile is 32 rows of 16 units, with 4 warps: 16 threads next to each other read 512 bytes of a row and
+# write 256, whole 32-byte sectors of meta included; a warp holds two rows, so that a thread has four units,
+# that is eight 16-byte loads, in flight, and pays for the norms of its columns once in four rows. By the
+# compiler's count that is 96 registers, five such blocks or 80 KB of loads in flight on each
+# multiprocessor, three times what 4.8 TB/s at a latency of 0.7 us ask for.
+ROWS, UNITS, WARPS = 32, 16, 4
+
+
+@triton.jit
+def _pack_group(pair01, pair23, norm, group, groups, dtype: tl.constexpr):
+    BITS: tl.constexpr = pair01.dtype.primitive_bitwidth // 2
+    # Of the value: all but its sign, since -0.0 counts as zero.
+    VALUE: tl.constexpr = ((1 << (BITS - 1)) - 1) << BITS
+    x0, x1, x2, x3 = entries_of(pair01, pair23)
+    k0, k1, k2, k3 = keys_of(x0, x1, x2, x3, norm, group, groups, dtype)
+    x1, x2, x3 = x1 | 1, x2 | 2, x3 | 3
+    first, second = tl.minimum(k0, k1) > tl.maximum(k2, k3), tl.minimum(k2, k3) >= tl.maximum(k0, k1)
+    a = tl.where(first, x0, tl.where(second, x2, tl.where(k0 <= k1, x1, x0)))
+    b = tl.where(first, x1, tl.where(second, x3, tl.where(k2 <= k3, x3, x2)))
+    # What is stored are the non-zeros of the two, then the first zeros of the pruned group. A zero `a` gives
+    # way to a zero at 0; a zero `b` to one at 1 or, where `a` lies beyond 0, to `a`, with a zero at 0.
+    a = tl.where((a & VALUE) != 0, a, 0)
+    empty, beyond = (b & VALUE) == 0, (a & 3) != 0
+    b = tl.where(empty, tl.where(beyond, a, 1), b)
+    a = tl.where(empty & beyond, 0, a)
+    # Above the two indices there are value bits, which drop out when as many groups as fit are put together.
+    return ((a >> BITS) & ((1 << BITS) - 1)) | (b & -(1 << BITS)), (a + b * 4).to(tl.int32)
+
+
+@triton.jit
+def _pack_tile(
+    weight, norm, values, meta, rows, groups, index,
+    dtype: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    GROUPS: tl.constexpr = 2 if dtype == tl.float32 else 4
+    row, unit = tile_of(index, groups, GROUPS, ROWS, UNITS)
+    group = unit * GROUPS
+    w0, w1, w2, w3 = load_unit(weight, row, unit, rows, groups, GROUPS, EVEN)
+    units = tl.cdiv(groups, GROUPS)
+    inside = (row < rows)[:, None] & (unit < units)[None, :]
+    line = row.to(tl.int64)[:, None]
+    if dtype == tl.float32:
+        v0, m0 = _pack_group(w0, w1, norm, group, groups, dtype)
+        v1, m1 = _pack_group(w2, w3, norm, group + 1, groups, dtype)
+        second = (group + 1 < groups)[None, :]
+        bits = m0 | tl.where(second, m1 << 4, 0)
+        tl.store(meta + line * units + unit[None, :], bits.to(tl.uint8), inside)
+        place = values.to(tl.pointer_type(tl.int64)) + line * groups + group[None, :]
+        if EVEN:
+            store_two(values, line * (groups // 2) + unit[None, :], v0, v1, inside)
+        else:
+            tl.store(place, v0, inside)
+            tl.store(place + 1, v1, inside & second)
+    else:
+        l0, h0 = halves(w0)
+        l1, h1 = halves(w1)
+        l2, h2 = halves(w2)
+        l3, h3 = halves(w3)
+        v0, m0 = _pack_group(l0, h0, norm, group, groups, dtype)
+        v1, m1 = _pack_group(l1, h1, norm, group + 1, groups, dtype)
+        v2, m2 = _pack_group(l2, h2, norm, group + 2, groups, dtype)
+        v3, m3 = _pack_group(l3, h3, norm, group + 3, groups, dtype)
+        if EVEN:
+            store_two(values, line * units + unit[None, :], concat(v0, v1), concat(v2, v3), inside)
+            bits = m0 + (m1 << 4) + (m2 << 8) + (m3 << 12)
+            place = meta.to(tl.pointer_type(tl.int16)) + line * units + unit[None, :]
+            tl.store(place, bits.to(tl.int16), inside)
+        else:
+            third, last = (group + 2 < groups)[None, :], (group + 3 < groups)[None, :]
+            second = (group + 1 < groups)[None, :]
+            place = values.to(tl.pointer_type(tl.int32)) + line * groups + group[None, :]
+            tl.store(place, v0, inside)
+            tl.store(place + 1, v1, inside & second)
+            tl.store(place + 2, v2, inside & third)
+            tl.store(place + 3, v3, inside & last)
+            byte = meta + line * tl.cdiv(groups, 2) + (unit * 2)[None, :]
+            tl.store(byte, ((m0 & 15) | tl.where(second, m1 << 4, 0)).to(tl.uint8), inside)
+            tl.store(byte + 1, ((m2 & 15) | tl.where(last, m3 << 4, 0)).to(tl.uint8), inside & third)
+
+
+@triton.jit
+def _pack_one(
+    weight, norm, values, meta, rows, groups,
+    dtype: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0)
+    _pack_tile(weight, norm, values, meta, rows, groups, index, dtype, EVEN, ROWS, UNITS)
+
+
+@triton.jit
+def _pack_many(
+    table, count, dtype: tl.constexpr, EVEN: tl.constexpr,
+    MATRICES: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0)
+    # Row f of the table has field f of every matrix; the first row is the number of its first tile.
+    each = tl.arange(0, MATRICES)
+    first = tl.load(table + each, each < count, other=0x7FFFFFFF)
+    here = table + tl.sum((first <= index).to(tl.int32)) - 1
+    index -= tl.load(here).to(tl.int32)
+    shape = tl.load(here + count)
+    groups, rows = halves(shape)
+    if EVEN:
+        groups = tl.multiple_of(groups, 2 if dtype == tl.float32 else 4)
+    weight = tl.multiple_of(tl.load(here + 2 * count).to(tl.pointer_type(tl.int64)), 16)
+    norm = tl.multiple_of(tl.load(here + 3 * count).to(tl.pointer_type(tl.int64)), 16)
+    values = tl.multiple_of(tl.load(here + 4 * count).to(tl.pointer_type(tl.int64)), 16)
+    meta = tl.multiple_of(tl.load(here + 5 * count).to(tl.pointer_type(tl.uint8)), 16)
+    _pack_tile(weight, norm, values, meta, rows, groups, index, dtype, EVEN, ROWS, UNITS)
+
+
+def _groups_per_unit(weight: Tensor) -> int:
+    return 2 if weight.dtype is torch.float32 else 4
+
+
+def _tiles(weight: Tensor) -> int:
+    rows, cols = weight.shape
+    return triton.cdiv(rows, ROWS) * triton.cdiv(triton.cdiv(cols // 4, _groups_per_unit(weight)), UNITS)
+
+
+def _empty_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows, cols = weight.shape
+    return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
+
+
+def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """``(values, meta)`` of a float32, bfloat16 or float16 weight [out, in] pruned to 2:4."""
+    values, meta = _empty_packed(weight)
+    if weight.numel():
+        weight, norm = aligned(weight), aligned(column_norm.float())
+        groups = weight.shape[1] // 4
+        launch(
+            _pack_one, (_tiles(weight),), WARPS, weight, norm, values, meta, weight.shape[0], groups,
+            dtype=triton_dtype(weight), EVEN=groups % _groups_per_unit(weight) == 0, ROWS=ROWS, UNITS=UNITS,
+        )  # fmt: skip
+    return values, meta
+
+
+class Tower:
+    """Matrices of one dtype and one device to be packed by one launch, any number of times.
+
+    The table that says where each lies goes to the device once, here. It holds addresses: the weights and
+    norms are kept, and must not move.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], column_norms: Sequence[Tensor]) -> None:
+        self._weights = [aligned(weight) for weight in weights]
+        self._norms = [aligned(norm.float()) for norm in column_norms]
+        self.packed = [_empty_packed(weight) for weight in weights]
+        tiles = [_tiles(weight) for weight in weights]
+        first = [0, *itertools.accumulate(tiles)]
+        self._tiles = first.pop()
+        per_unit = _groups_per_unit(weights[0])
+        self._even = all(weight.shape[1] // 4 % per_unit == 0 for weight in weights)
+        fields = [
+            first,
+            [(weight.shape[0] << 32) | (weight.shape[1] // 4) for weight in weights],
+            [weight.data_ptr() for weight in self._weights],
+            [norm.data_ptr() for norm in self._norms],
+            [values.data_ptr() for values, _ in self.packed],
+            [meta.data_ptr() for _, meta in self.packed],
+        ]
+        table = torch.tensor(fields, dtype=torch.int64)
+        if weights[0].is_cuda:
+            # From pinned memory the copy is ordered on the stream and the host does not wait for it.
+            table = table.pin_memory().to(weights[0].device, non_blocking=True)
+        self._table = table
+
+    def pack(self) -> list[tuple[Tensor, Tensor]]:
+        """Launch; the same ``(values, meta)`` tensors each time."""
+        if self._tiles:
+            launch(
+                _pack_many, (self._tiles,), WARPS, self._table, len(self._weights),
+                dtype=triton_dtype(self._weights[0]), EVEN=self._even,
+                MATRICES=triton.next_power_of_2(len(self._weights)), ROWS=ROWS, UNITS=UNITS,
+            )  # fmt: skip
+        return self.packed
+
+
+def wanda_pack24_many(
+    weights: Sequence[Tensor], column_norms: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """`wanda_pack24` of each, in one launch for each device, dtype and kind of width among them."""
+    batches: dict[object, list[int]] = {}
+    for place, weight in enumerate(weights):
+        even = weight.shape[1] // 4 % _groups_per_unit(weight) == 0
+        batches.setdefault((weight.device, weight.dtype, even), []).append(place)
+    packed: list[tuple[Tensor, Tensor] | None] = [None] * len(weights)
+    for places in batches.values():
+        tower = Tower([weights[i] for i in places], [column_norms[i] for i in places])
+        for place, result in zip(places, tower.pack(), strict=True):
+            packed[place] = result
+    return packed  # type: ignore[return-value]

@@ -1,0 +1,76 @@
+"""The operators on CUDA tensors through the Triton kernels, where these can, else through the reference.
+
+Triton is imported with the first kernel that is needed. Nothing here waits for the device, so scores are not
+looked at: see `select` for how those that are not finite rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backend import runs_on_triton
+
+__all__ = ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"]
+
+
+@functools.cache
+def _kernels(name: str) -> ModuleType:
+    return importlib.import_module(f"vlprune.kernels.{name}")
+
+
+def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
+    """See `reference.column_sumsq`."""
+    if not runs_on_triton("column_sumsq", x.dtype):
+        return reference.column_sumsq(x, token_weight)
+    rows = reference.rows_of(x)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    weight = None if token_weight is None else token_weight.float().expand(x.shape[:-1]).contiguous()
+    out: Tensor = _kernels("column_sumsq").column_sumsq(rows, weight)
+    return out
+
+
+def wanda_mask(
+    weight: Tensor,
+    column_norm: Tensor,
+    pattern: str = "2:4",
+    sparsity: float | None = None,
+    scope: str = "row",
+) -> Tensor:
+    """See `reference.wanda_mask`."""
+    unit, prune = reference.prune_counts(weight.shape, pattern, sparsity, scope)
+    whole = pattern == "unstructured" and scope == "layer"
+    entries = weight.numel() if whole else 0
+    if not runs_on_triton("wanda_mask", weight.dtype, unit=0 if whole else unit, entries=entries):
+        return reference.wanda_mask(weight, column_norm, pattern, sparsity, scope)
+    keep: Tensor = _kernels("wanda_mask").wanda_mask(weight, column_norm, unit, prune, whole)
+    return keep
+
+
+def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.wanda_pack24`."""
+    if not runs_on_triton("wanda_pack24", weight.dtype):
+        return reference.wanda_pack24(weight, column_norm)
+    packed: tuple[Tensor, Tensor] = _kernels("wanda_pack24").wanda_pack24(weight, column_norm)
+    return packed
+
+
+def wanda_pack24_many(weights: list[Tensor], column_norms: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """`wanda_pack24` of each: in one launch those that the kernel takes, one by one the others."""
+    # A list, since every dtype is to be asked for: an override refuses what the kernel does not take.
+    grouped = [runs_on_triton("wanda_pack24_many", weight.dtype) for weight in weights]
+    places = [place for place, yes in enumerate(grouped) if yes]
+    packed: dict[int, tuple[Tensor, Tensor]] = {}
+    if places:
+        many = _kernels("wanda_pack24").wanda_pack24_many
+        results = many([weights[i] for i in places], [column_norms[i] for i in places])
+        packed.update(zip(places, results, strict=True))
+    for place, weight in enumerate(weights):
+        if place not in packed:
+            packed[place] = torch.ops.vlprune.wanda_pack24.default(weight, column_norms[place])
+    return [packed[i][0] for i in range(len(weights))], [packed[i][1] for i in range(len(weights))]
