@@ -63,7 +63,7 @@ def prune_(
     if not isinstance(config, PruneConfig):
         raise ValueError(f'config: expected a config such as WandaConfig(pattern="2:4"), got {config!r}')
     start = time.perf_counter()
-    if isinstance(calib, Iterator):
+    if isinstance(calib, Iterator) and config.needs_calibration:
         calib = _read(calib, config)
     split: list[str] = []
     undo = Undo(config.offload)
