@@ -14,12 +14,16 @@ from .patterns import PatternError
 from .prune import PruneReport, prune_
 from .sparsify import SparsifyReport, sparsify_
 from .targets import NoMatchError
+from .token_weights import ATV, AttentionMask, Modality
 
 __all__ = [
+    "ATV",
     "OWL",
+    "AttentionMask",
     "ECoFLaP",
     "MagnitudeConfig",
     "Metrics",
+    "Modality",
     "NoMatchError",
     "PatternError",
     "PerLayer",
