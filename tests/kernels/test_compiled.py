@@ -1,0 +1,169 @@
+"""The Triton kernels compiled for GPUs that are not here: they compile, spill nothing, read 16 bytes at once.
+
+The launchers' own block sizes; arguments described as a launch describes them: pointers and sizes that are
+divisible by 16 said to be so, sizes that are 1 given as constants.
+"""
+
+import functools
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("under the interpreter nothing is compiled", allow_module_level=True)
+
+import triton.language as tl  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from vlprune.kernels import (  # noqa: E402
+    column_sumsq,
+    wanda_layer,
+    wanda_mask,
+    wanda_pack24,
+    wanda_rows,
+)
+
+DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
+ARCHITECTURES = (80, 90, 100)
+
+# Types of the arguments by name; `W` stands for a pointer to the weight's dtype.
+TYPES = {
+    **dict.fromkeys(("weight", "values", "x"), "W"),
+    **dict.fromkeys(("norm", "token_weight", "partial", "out"), "*fp32"),
+    **dict.fromkeys(("keep", "meta"), "*u8"),
+    **dict.fromkeys(("histograms", "ties"), "*i32"),
+    "table": "*i64",
+}
+TILE = {"ROWS": wanda_pack24.ROWS, "UNITS": wanda_pack24.UNITS}
+MASK_TILE = {"ROWS": wanda_mask.ROWS, "UNITS": wanda_mask.UNITS}
+SUMS = {"TOKENS": column_sumsq.TOKENS, "COLUMNS": column_sumsq.COLUMNS}
+RANKED = {"M": 8, "PRUNE": 4, "PADDED": 8, "TILE": wanda_mask.RANKED // 8}
+LAYER = {"BLOCK": wanda_layer.BLOCK}
+
+# name -> (kernel, warps, constants, sizes that are multiples of 16 or all, whether the dtype is a constant)
+KERNELS = {
+    "pack24": (wanda_pack24._pack_one, 4, {**TILE, "EVEN": True}, (), True),
+    "pack24-uneven": (wanda_pack24._pack_one, 4, {**TILE, "EVEN": False}, (), True),
+    "pack24-one-row": (wanda_pack24._pack_one, 4, {**TILE, "EVEN": False, "rows": 1, "groups": 1}, (), True),
+    "pack24-many": (wanda_pack24._pack_many, 4, {**TILE, "EVEN": True, "MATRICES": 256}, (), True),
+    "mask-1:4": (wanda_mask._mask4, 4, {**MASK_TILE, "EVEN": True, "PRUNE": 3}, (), True),
+    "mask-2:4": (wanda_mask._mask4, 4, {**MASK_TILE, "EVEN": True, "PRUNE": 2}, (), True),
+    "mask-2:4-uneven": (wanda_mask._mask4, 4, {**MASK_TILE, "EVEN": False, "PRUNE": 2}, (), True),
+    "mask-4:8": (wanda_mask._mask_ranked, 4, RANKED, (), False),
+    "mask-row-1024": (wanda_rows._mask_units, 1, {"BLOCK": 1024, "units": 1}, ("width",), False),
+    "mask-row-16384": (wanda_rows._mask_units, 16, {"BLOCK": 16384, "units": 1}, ("width",), False),
+    "mask-row-prune-1": (wanda_rows._mask_units, 4, {"BLOCK": 4096, "prune": 1}, (), False),
+    "layer-digits-0": (wanda_layer._count_digits, 4, {**LAYER, "PASS": 0}, ("cols",), False),
+    "layer-digits-3": (wanda_layer._count_digits, 4, {**LAYER, "PASS": 3}, ("cols",), False),
+    "layer-digits-prune-1": (wanda_layer._count_digits, 4, {**LAYER, "PASS": 2, "prune": 1}, (), False),
+    "layer-ties": (wanda_layer._count_ties, 4, {**LAYER, "prune": 1}, ("cols",), False),
+    "layer-write": (wanda_layer._write, 4, LAYER, ("cols",), False),
+    "sumsq": (column_sumsq._partial, 4, {**SUMS, "WEIGHTED": True}, ("cols", "pitch", "chunk"), False),
+    "sumsq-plain": (
+        column_sumsq._partial,
+        4,
+        {**SUMS, "WEIGHTED": False, "token_weight": None},
+        ("cols", "pitch", "chunk"),
+        False,
+    ),
+    "sumsq-total": (
+        column_sumsq._total,
+        4,
+        {"CHUNKS": column_sumsq.SUM_CHUNKS, "COLUMNS": column_sumsq.SUM_COLUMNS},
+        ("cols",),
+        False,
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def compiled(name, dtype, architecture):
+    kernel, warps, constants, divisible, constant_dtype = KERNELS[name]
+    constants = {**constants, **({"dtype": DTYPES[dtype]} if constant_dtype else {})}
+    signature = {
+        argument: "constexpr"
+        if argument in constants
+        else TYPES.get(argument, "i32").replace("W", f"*{dtype}")
+        for argument in kernel.arg_names
+    }
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (argument, kind) in enumerate(signature.items())
+        if kind.startswith("*") or argument in divisible
+    }
+    return triton.compile(
+        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": warps, "enable_fp_fusion": False},
+    )
+
+
+@functools.cache
+def cuobjdump():
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip(f"this triton comes without cuobjdump ({tool})")
+    return tool
+
+
+@functools.cache
+def dump(name, dtype, architecture, what, folder):
+    cubin = folder / f"{name.replace(':', '-')}-{dtype}-{architecture}.cubin"
+    cubin.write_bytes(compiled(name, dtype, architecture).asm["cubin"])
+    return subprocess.run([cuobjdump(), what, cubin], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cubins")
+
+
+# Every kernel for sm_90, where it is to be fast; elsewhere bfloat16, since only the target differs.
+TARGETS = [(dtype, 90) for dtype in DTYPES] + [("bf16", a) for a in ARCHITECTURES if a != 90]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "architecture"), TARGETS, ids=[f"{d}-sm_{a}" for d, a in TARGETS])
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_without_spills(folder, name, dtype, architecture):
+    usage = dump(name, dtype, architecture, "--dump-resource-usage", folder)
+    assert re.findall(r"STACK:(\d+)", usage) == ["0"]
+    assert re.findall(r"LOCAL:(\d+)", usage) == ["0"]
+
+
+# What a thread loads and stores by 16 bytes, where everything is aligned: kernel -> dtype -> (loads, stores).
+WIDE = {
+    # Four units of 32 bytes and 64 bytes of norms (32 for float32), four units of 16 bytes of values.
+    "pack24": {"bf16": (12, 4), "fp16": (12, 4), "fp32": (10, 4)},
+    "pack24-many": {"bf16": (12, 4), "fp16": (12, 4), "fp32": (10, 4)},
+    # 16 entries of mask a unit of 16-bit weights, 8 of float32: those are 8-byte stores.
+    "mask-2:4": {"bf16": (12, 4), "fp16": (12, 4), "fp32": (10, 0)},
+    "mask-1:4": {"bf16": (12, 4), "fp16": (12, 4), "fp32": (10, 0)},
+    # 32 entries a thread, their norms, and 32 bytes of mask.
+    "mask-row-1024": {"bf16": (12, 2), "fp16": (12, 2), "fp32": (16, 2)},
+    "mask-row-16384": {"bf16": (12, 2), "fp16": (12, 2), "fp32": (16, 2)},
+    "sumsq-plain": {"bf16": (4, 0), "fp16": (4, 0), "fp32": (8, 0)},
+}
+WIDE_CASES = [(name, dtype) for name, dtypes in WIDE.items() for dtype in dtypes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), WIDE_CASES, ids=[f"{n}-{d}" for n, d in WIDE_CASES])
+def test_reads_and_writes_16_bytes_at_once(folder, name, dtype):
+    sass = dump(name, dtype, 90, "--dump-sass", folder)
+    assert (len(re.findall(r"LDG\.E\.128", sass)), len(re.findall(r"STG\.E\.128", sass))) == WIDE[name][dtype]
+    if "many" not in name:
+        # W, or what is large of the input, is read in no other way.
+        assert len(re.findall(r"LDG", sass)) == WIDE[name][dtype][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packing_exchanges_nothing_between_threads(folder, dtype):
+    sass = dump("pack24", dtype, 90, "--dump-sass", folder)
+    assert not re.findall(r"\b(?:SHFL|LDS|STS|BAR)\b", sass)
