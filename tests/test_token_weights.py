@@ -8,10 +8,8 @@ from models.zoo import TEXT, VISION, build, inputs
 
 import vlprune
 from vlprune import WandaConfig, models
-from vlprune.calib_batches import Run
-from vlprune.calibrate import block_by_block, collect
+from vlprune.calibration import Calibration, Run, block_by_block, collect
 from vlprune.config import config_from_dict
-from vlprune.layer_stats import Calibration
 from vlprune.models.tokens import real_tokens
 from vlprune.token_weights import ATV, AttentionMask, Modality, Tokens, drift_of, token_weighting
 

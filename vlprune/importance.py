@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .allocation import OWL, ECoFLaP
-from .calib_batches import Run, calibration_batches
-from .calibrate import collect
+from .calibration import Calibration, Run, calibration_batches, collect
 from .config import PruneConfig
-from .layer_stats import Calibration
 from .models import Block
 from .token_weights import token_weighting
 

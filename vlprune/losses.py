@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .allocation.ecoflap import LOSSES
-from .calib_batches import calibration_batches
+from .calibration import calibration_batches
 from .data import Batch, LabelledData
 from .data.dataset import ImageData
 from .models.running import image_dtype, model_device

@@ -1,4 +1,4 @@
-"""The first verb: set weights to exact zero, in place, and say what was done."""
+"""Prune a model: importance, allocation, then layer by layer; all or nothing."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import models
-from .allocation import LayerInfo
-from .calib_batches import Run, calibration_batches
-from .calibrate import block_by_block
-from .config import PruneConfig
-from .importance import measure_importance
-from .layer_stats import Calibration
-from .methods import prune_layer_
-from .models.running import evaluating
-from .patterns import Pattern
+from .. import models
+from ..allocation import LayerInfo
+from ..calibration import Calibration, Run, block_by_block, calibration_batches
+from ..config import PruneConfig
+from ..importance import measure_importance
+from ..models.running import evaluating
+from ..patterns import Pattern
+from ..targets import select_layers
+from ..token_weights import token_weighting
+from .layer import prune_layer_
 from .permutation import feeds
-from .prune_report import LayerReport, PruneReport
-from .targets import select_layers
-from .token_weights import token_weighting
+from .report import LayerReport, PruneReport
 from .undo import Undo
 
-__all__ = ["LayerReport", "PruneReport", "prune_"]
+__all__ = ["prune_"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .models.running import image_dtype, model_device
+from ..models.running import image_dtype, model_device
 
 __all__ = ["Run", "calibration_batches"]
 

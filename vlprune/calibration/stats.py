@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from .. import ops
 
 __all__ = ["STATISTICS", "Calibration", "LayerStats", "Weigh"]
 

@@ -10,10 +10,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlprune import models
-from vlprune.calib_batches import Run, calibration_batches
-from vlprune.calibrate import block_by_block, collect, execution_order
-from vlprune.layer_stats import Calibration
-from vlprune.output_cache import OutputCache
+from vlprune.calibration import (
+    Calibration,
+    Run,
+    block_by_block,
+    calibration_batches,
+    collect,
+    execution_order,
+)
+from vlprune.calibration.cache import OutputCache
 from vlprune.token_weights import ATV
 
 

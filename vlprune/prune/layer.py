@@ -6,10 +6,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from . import scoring
-from .config import PruneConfig, RIAConfig, SparseGPTConfig, WandaConfig
-from .layer_stats import Calibration
-from .patterns import Pattern
+from .. import scoring
+from ..calibration import Calibration
+from ..config import PruneConfig, RIAConfig, SparseGPTConfig, WandaConfig
+from ..patterns import Pattern
 from .permutation import Feed, input_order, reorder_inputs_
 from .undo import Undo
 

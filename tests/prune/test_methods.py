@@ -12,7 +12,7 @@ from vlprune import models, scoring
 from vlprune.allocation import PerLayer
 from vlprune.config import RIAConfig, SparseGPTConfig, WandaConfig
 from vlprune.patterns import Pattern
-from vlprune.permutation import feeds, input_order, reorder_inputs_
+from vlprune.prune.permutation import feeds, input_order, reorder_inputs_
 
 NM = Pattern(2, 4)
 

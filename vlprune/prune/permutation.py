@@ -14,8 +14,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from .models import Block
-from .models.parts import block_parts
+from ..models import Block
+from ..models.parts import block_parts
 
 __all__ = ["Feed", "feeds", "input_order", "reorder_inputs_"]
 

@@ -10,20 +10,21 @@ sequences are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .calib_batches import Run
-from .layer_stats import Calibration
-from .models import Block
-from .models.tokens import real_tokens, sees_images
-from .output_cache import OutputCache
-from .token_weights import Tokens, TokenWeight, TokenWeighting, drift_of
+from ..models import Block
+from ..models.tokens import real_tokens, sees_images
+from ..reuse import replaced_forward
+from ..token_weights import Tokens, TokenWeight, TokenWeighting, drift_of
+from .batches import Run
+from .cache import OutputCache
+from .stats import Calibration
 
 __all__ = ["block_by_block", "collect", "execution_order"]
 
@@ -33,23 +34,6 @@ Forward = Callable[..., Any]
 
 class _Reached(Exception):
     """Ends a forward once the block of interest has run."""
-
-
-_UNSET = object()
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace one module's forward for a while, also one that hangs on the instance already."""
-    before = vars(module).get("forward", _UNSET)
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        if before is _UNSET:
-            object.__delattr__(module, "forward")
-        else:
-            object.__setattr__(module, "forward", before)
 
 
 def execution_order(run: Run, blocks: Mapping[str, Block]) -> list[str]:
@@ -90,7 +74,7 @@ def collect(
             with ExitStack() as stack:
                 for name, group in layers.items():
                     observed = _observing(blocks[name], group, run, calibration, token_weight)
-                    stack.enter_context(_forward(blocks[name].module, observed))
+                    stack.enter_context(replaced_forward(blocks[name].module, observed))
                 run()
             tick()
 
@@ -136,11 +120,11 @@ def block_by_block(
                     for place, earlier in enumerate(order[:position]):
                         module, key = blocks[earlier].module, (_stack_of(earlier), batch)
                         answer = cache.answering(key) if place < final else cache.keeping(module.forward, key)
-                        stack.enter_context(_forward(module, answer))
+                        stack.enter_context(replaced_forward(module, answer))
                     observed = _observing(block, layers[name], run, calibration, token_weight)
                     if activations == "dense":
                         observed = cache.keeping(observed, (_stack_of(name), batch))
-                    stack.enter_context(_forward(block.module, observed))
+                    stack.enter_context(replaced_forward(block.module, observed))
                     _stop_after(stack, block.module)
                     try:
                         run()
