@@ -7,7 +7,7 @@ NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -name '*.cpp'
 DEMO_STAMP := $(VENV)/.demo-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench accuracy clean
 
 demo: $(DEMO_STAMP)  ## prune, run and measure the built-in model (a few minutes)
 	$(BIN)/vlprune run demo --out out/demo
@@ -21,6 +21,10 @@ check: $(DEV_STAMP)
 
 bench: $(DEMO_STAMP)  ## linear24 against the dense layer on this machine
 	$(BIN)/vlprune bench
+
+accuracy: $(DEMO_STAMP)  ## what every method costs the built-in model, and every split between its towers
+	$(BIN)/python benchmarks/accuracy.py methods --out out/demo-methods.json
+	$(BIN)/python benchmarks/accuracy.py split --out out/demo-split.json
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

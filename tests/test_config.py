@@ -127,6 +127,13 @@ def test_n_counts_the_kept():
     assert Pattern.parse("3:4").resolve_sparsity(0.25) == 0.25
 
 
+@pytest.mark.parametrize(
+    ("published", "ours"), [("1:4", "3:4"), ("2:4", "2:4"), ("3:8", "5:8"), ("unstructured", "unstructured")]
+)
+def test_published_patterns_count_the_pruned(published, ours):
+    assert Pattern.parse_pruned(published) == Pattern.parse(ours)
+
+
 def test_pattern_holds():
     weight = torch.tensor([[0.0, 1, 2, 0, 0, 0, 0, 5], [1, 0, -0.0, 1, 0, 0, 0, 0]])
     assert Pattern.parse("2:4").holds(weight)

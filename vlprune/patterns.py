@@ -46,6 +46,15 @@ class Pattern:
             return cls(int(match[1]), int(match[2]))
         raise PatternError(f'pattern: expected "unstructured" or "n:m" with 0 < n < m, got {pattern!r}')
 
+    @classmethod
+    def parse_pruned(cls, pattern: str) -> Pattern:
+        """Read "n:m" where n counts the *pruned*, as Wanda, SparseGPT and RIA publish it: "1:4" keeps 3.
+
+        "unstructured" means the same in both.
+        """
+        read = cls.parse(pattern)
+        return read if read.n is None or read.m is None else cls(read.m - read.n, read.m)
+
     @property
     def name(self) -> str:
         """The text that `parse` reads."""
