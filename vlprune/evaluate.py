@@ -14,7 +14,16 @@ from .data import LabelledData, PairData
 from .data.dataset import require_count
 from .models.running import evaluating, image_dtype, model_device
 
-__all__ = ["Metrics", "classifier", "embed_images", "embed_texts", "evaluate", "ranks"]
+__all__ = [
+    "Metrics",
+    "classifier",
+    "embed_images",
+    "embed_texts",
+    "evaluate",
+    "ranks",
+    "score_embeddings",
+    "texts_to_embed",
+]
 
 _BLOCK_ENTRIES = 1 << 22  # similarities held at once: 16 MB of float32
 
@@ -85,17 +94,38 @@ def evaluate(
     if not isinstance(data, PairData | LabelledData):
         raise ValueError(f"evaluate: data must come from load_data, got {type(data).__name__}")
     images, index = embed_images(model, data, batch_size=batch_size, progress=progress, device=device)
-    skipped = len(data) - len(index)
+    texts = [
+        embed_texts(model, own, data.tokenizer, batch_size=batch_size, progress=progress, device=device)
+        for own in texts_to_embed(data, index)
+    ]
+    return score_embeddings(data, images, index, texts)
+
+
+def texts_to_embed(data: PairData | LabelledData, index: Sequence[int]) -> list[list[str]]:
+    """Every caption of these images in one list or, of labelled data, a list of prompts for each template."""
     if isinstance(data, LabelledData):
-        weights = classifier(model, data, batch_size=batch_size, progress=progress, device=device)
-        labels = torch.tensor([data.labels[i] for i in index], device=images.device)
-        rank = ranks(images, weights, labels[:, None])
-        return Metrics("labelled", len(index), skipped=skipped, top1=_within(rank, 1), top5=_within(rank, 5))
-    captions = [text for i in index for text in data.captions[i]]
-    texts = embed_texts(
-        model, captions, data.tokenizer, batch_size=batch_size, progress=progress, device=device
-    )
-    return _retrieval(images, texts, [len(data.captions[i]) for i in index], skipped)
+        return [data.prompts(template) for template in data.templates]
+    return [[text for i in index for text in data.captions[i]]]
+
+
+def score_embeddings(
+    data: PairData | LabelledData, images: Tensor, index: Sequence[int], texts: Sequence[Tensor]
+) -> Metrics:
+    """Score embeddings, as `evaluate` does with those of a model.
+
+    Args:
+        data: what they are of.
+        images: normalised, float32 [N, D].
+        index: the position of each image in the data.
+        texts: normalised, float32 [M, D] for each list of `texts_to_embed`.
+
+    """
+    skipped = len(data) - len(index)
+    if isinstance(data, PairData):
+        return _retrieval(images, texts[0], [len(data.captions[i]) for i in index], skipped)
+    labels = torch.tensor([data.labels[i] for i in index], device=images.device)
+    rank = ranks(images, _class_embeddings(texts), labels[:, None])
+    return Metrics("labelled", len(index), skipped=skipped, top1=_within(rank, 1), top5=_within(rank, 5))
 
 
 def embed_images(
@@ -151,19 +181,12 @@ def classifier(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Return one normalised embedding a class, float32 [classes, D]: the mean over `data.templates`."""
-    total = sum(
-        embed_texts(
-            model,
-            data.prompts(template),
-            data.tokenizer,
-            batch_size=batch_size,
-            progress=progress,
-            device=device,
-        )
-        for template in data.templates
+    return _class_embeddings(
+        [
+            embed_texts(model, own, data.tokenizer, batch_size=batch_size, progress=progress, device=device)
+            for own in texts_to_embed(data, ())
+        ]
     )
-    assert isinstance(total, Tensor)
-    return F.normalize(total, dim=1)
 
 
 def ranks(queries: Tensor, items: Tensor, correct: Tensor) -> Tensor:
@@ -186,6 +209,14 @@ def ranks(queries: Tensor, items: Tensor, correct: Tensor) -> Tensor:
         ahead = (similarity > best) | ((similarity == best) & (order < first))
         result[start : start + rows] = ahead.sum(1)
     return result
+
+
+def _class_embeddings(texts: Sequence[Tensor]) -> Tensor:
+    """The normalised mean over templates."""
+    total = texts[0].clone()
+    for own in texts[1:]:
+        total += own
+    return F.normalize(total, dim=1)
 
 
 def _retrieval(images: Tensor, texts: Tensor, captions_of: list[int], skipped: int) -> Metrics:

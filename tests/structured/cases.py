@@ -1,10 +1,12 @@
-"""Keep lists that differ from layer to layer, and the zeros that say the same in a model's weights."""
+"""Keep lists that differ from layer to layer, the zeros that say the same in weights, and small data sets."""
 
 import random
 
 import torch
+from PIL import Image
 
 from vlprune import models
+from vlprune.data import LabelledData, PairData
 from vlprune.models.parts import block_parts
 
 
@@ -49,3 +51,51 @@ def zero_out_(model, lists):
                 for layer in (out, fc2):
                     layer.weight.zero_()
                     layer.bias.zero_()
+
+
+class Numbered:
+    """An image source that says which image it is."""
+
+    def __init__(self, number):
+        self.number = number
+        self.name = f"image {number}"
+
+    def open(self):
+        return Image.new("RGB", (1, 1), (self.number, 0, 0))
+
+
+class Pixels:
+    """A preprocess that looks random images up by the number of their source."""
+
+    def __init__(self, model, count):
+        size = model.visual.image_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        self.table = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(7))
+
+    def __call__(self, image):
+        return self.table[image.getpixel((0, 0))[0]]
+
+
+def token_ids(texts):
+    """Ids of nine tokens that depend on the text alone, of three to nine words."""
+    rows = []
+    for text in texts:
+        draw = random.Random(text)
+        words = [draw.randint(1, 48) for _ in range(draw.randint(3, 9))]
+        rows.append([*words, *[0] * (9 - len(words))])
+    return torch.tensor(rows)
+
+
+def pair_data(model, count=20, captions=2):
+    """Random images for a model of the zoo, each with captions."""
+    texts = [[f"caption {j} of {i}" for j in range(1 + i % captions)] for i in range(count)]
+    return PairData([Numbered(i) for i in range(count)], texts, Pixels(model, count), token_ids)
+
+
+def labelled_data(model, count=30, classes=5):
+    """Random images for a model of the zoo in classes, with two templates."""
+    labels = [i % classes for i in range(count)]
+    names = [f"class {c}" for c in range(classes)]
+    data = LabelledData([Numbered(i) for i in range(count)], labels, names, Pixels(model, count), token_ids)
+    data.templates = ["a photo of a {}.", "a drawing of {}"]
+    return data

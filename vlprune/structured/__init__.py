@@ -3,14 +3,18 @@
 from .compact import CompactReport, LayerSizes, compact_
 from .keep import Keep, StructuredConfig
 from .mask import mask_modules
+from .modules import ModuleError
+from .mope import module_pruning_errors
 from .rewire import rewire_
 
 __all__ = [
     "CompactReport",
     "Keep",
     "LayerSizes",
+    "ModuleError",
     "StructuredConfig",
     "compact_",
     "mask_modules",
+    "module_pruning_errors",
     "rewire_",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import models
 from .plan import BlockPlan, KeepLists, plan_of
 
-__all__ = ["mask_modules"]
+__all__ = ["mask_modules", "silence"]
 
 
 @contextmanager
@@ -35,12 +35,13 @@ def mask_modules(model: nn.Module, keep_lists: KeepLists) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(models.merge_attention_, model, models.split_attention_(model))
         for plan in plans:
-            for hook in _hooks(plan):
+            for hook in silence(plan):
                 stack.callback(hook.remove)
         yield
 
 
-def _hooks(plan: BlockPlan) -> Iterator[torch.utils.hooks.RemovableHandle]:
+def silence(plan: BlockPlan) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Silence what does not stay of one block, whose attention is split, until the hooks are removed."""
     if not plan.stays:
         yield plan.block.module.register_forward_hook(_hand_on)
         return

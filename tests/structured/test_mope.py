@@ -1,0 +1,318 @@
+"""Module pruning errors against a loop that runs the whole model for every module."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from models.zoo import build
+from torch import nn
+
+import vlprune
+from vlprune import demo, models
+from vlprune.models.parts import block_parts
+from vlprune.structured import mask_modules, module_pruning_errors, mope
+
+from .cases import labelled_data, pair_data
+
+
+def naive(model, data, towers=("visual", "text"), groups=3, batch_size=8, ran=lambda block: True):
+    """Every error of every tower, as published, in no particular order."""
+
+    def score(lists):
+        with mask_modules(model, lists):
+            return vlprune.evaluate(model, data, batch_size=batch_size).primary
+
+    full = score({})
+    errors = {}
+    for tower in towers:
+        blocks = models.view(model).towers[tower].blocks
+        for block in filter(ran, blocks):
+            parts, i = block_parts(block), block.index
+            heads, neurons = parts.attention.num_heads, parts.mlp.neurons
+            for head in range(heads):
+                kept = sorted(set(range(heads)) - {head})
+                errors[tower, i, "heads", head] = full - score({tower: {"heads": {i: kept}}})
+            bounds = [g * neurons // groups for g in range(groups + 1)]
+            for group in range(groups):
+                kept = [n for n in range(neurons) if not bounds[group] <= n < bounds[group + 1]]
+                errors[tower, i, "neurons", group] = full - score({tower: {"neurons": {i: kept}}})
+            if len(blocks) > 1:
+                kept = [j for j in range(len(blocks)) if j != i]
+                errors[tower, i, "layers", i] = full - score({tower: {"layers": kept}})
+    return errors
+
+
+def named(found):
+    errors = {(e.tower, e.layer, e.kind, e.index): e.error for e in found}
+    assert len(errors) == len(found)
+    return errors
+
+
+def assert_telling(errors):
+    """Many errors that are all zero would be equal to anything."""
+    assert len(set(errors.values())) > 5
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip-like", "custom-text", "custom-blocks", "hf"])
+def test_retrieval_equals_the_loop_over_whole_models(kind, tmp_path):
+    model = build(kind, tmp_path)
+    data = pair_data(model)
+    expected = naive(model, data)
+    found = named(module_pruning_errors(model, data, groups=3, batch_size=8))
+    assert found == expected
+    assert_telling(found)
+    again = named(module_pruning_errors(model, data, groups=3, batch_size=8, reuse=False))
+    assert again == expected
+
+
+def test_accuracy_equals_the_loop_over_whole_models():
+    model = build("clip")
+    data = labelled_data(model, 75)
+    expected = naive(model, data)
+    found = named(module_pruning_errors(model, data, metric="accuracy", groups=3, batch_size=8))
+    assert found == expected
+    assert_telling(found)
+
+
+def test_layers_that_the_metric_does_not_run_are_left_out():
+    model = build("coca")
+    data = pair_data(model)
+    expected = naive(model, data, ran=lambda block: not block.name.startswith("text_decoder."))
+    found = module_pruning_errors(model, data, groups=3, batch_size=8)
+    # the text tower alone cannot be told from its decoder by the number of its layers
+    assert named(found) == expected
+    assert_telling(named(found))
+    decoders = {b.index for b in models.view(model).towers["text"].blocks if b.name.startswith("text_d")}
+    assert decoders
+    assert not decoders & {e.layer for e in found if e.tower == "text"}
+
+
+def test_a_function_sees_the_model_without_each_module():
+    model = build("clip")
+    data = [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))]
+
+    def size(model, data):
+        assert not model.training
+        with torch.no_grad():
+            return float(model.encode_image(data[0]).double().norm())
+
+    expected = {}
+    with mask_modules(model, {}):
+        full = size(model, data)
+    for head in range(4):
+        for layer in range(3):
+            with mask_modules(model, {"visual": {"heads": {layer: [h for h in range(4) if h != head]}}}):
+                expected["visual", layer, "heads", head] = full - size(model, data)
+    model.train()
+    found = named(module_pruning_errors(model, data, ["heads"], size, ["visual", "text"]))
+    assert found == expected  # this function does not run the text tower
+    assert len(set(found.values())) == 12
+    assert all(module.training for module in model.modules())
+
+
+def test_a_group_of_all_layers_at_once():
+    model = build("clip")
+    data = pair_data(model)
+    arguments = {"groups": 4, "across_layers": True, "batch_size": 8}
+    found = module_pruning_errors(model, data, ["neurons"], **arguments)
+    assert [(e.tower, e.layer, e.index) for e in found] == [
+        (tower, None, group) for tower in ("visual", "text") for group in range(4)
+    ]
+    with mask_modules(model, {}):
+        full = vlprune.evaluate(model, data, batch_size=8).primary
+    for error in found:
+        blocks = models.view(model).towers[error.tower].blocks
+        quarter = block_parts(blocks[0]).mlp.neurons // 4
+        gone = range(error.index * quarter, (error.index + 1) * quarter)
+        kept = [n for n in range(4 * quarter) if n not in gone]
+        with mask_modules(model, {error.tower: {"neurons": {b.index: kept for b in blocks}}}):
+            assert error.error == full - vlprune.evaluate(model, data, batch_size=8).primary
+    assert found == module_pruning_errors(model, data, ["neurons"], reuse=False, **arguments)
+
+
+def test_nothing_is_left_behind():
+    model = build("clip")
+    keys = list(model.state_dict())
+    with torch.inference_mode():
+        module_pruning_errors(model, pair_data(model, 6), groups=2)
+    assert list(model.state_dict()) == keys
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+
+
+def test_a_failure_leaves_nothing_behind_either():
+    model = build("clip")
+
+    def fail(model, data):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        module_pruning_errors(model, pair_data(model, 6), metric=fail)
+    assert isinstance(model.visual.transformer.resblocks[0].attn, nn.MultiheadAttention)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_limit_takes_the_first_images():
+    model = build("clip")
+    data = pair_data(model)
+    few = module_pruning_errors(model, data.subset(range(9)), ["layers"])
+    assert module_pruning_errors(model, data, ["layers"], limit=9) == few
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_few_modules_at_a_time_give_the_same(size, monkeypatch):
+    model = build("clip")
+    data = pair_data(model)
+    expected = module_pruning_errors(model, data, groups=3)
+    monkeypatch.setattr(mope, "_CHUNK_MODULES", size)
+    assert module_pruning_errors(model, data, groups=3) == expected
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_job_that_stopped_continues_with_what_it_had(tmp_path, monkeypatch):
+    model = build("clip")
+    data = pair_data(model)
+    file = tmp_path / "errors.json"
+    expected = module_pruning_errors(model, data, groups=3)
+    monkeypatch.setattr(mope, "_CHUNK_MODULES", 4)
+    computed = []
+
+    def counting(*args):
+        if len(computed) == 3:
+            raise Stop
+        computed.append([module.key for module in args[3]])
+        return original(*args)
+
+    original = mope.embeddings_without
+    monkeypatch.setattr(mope, "embeddings_without", counting)
+    with pytest.raises(Stop):
+        module_pruning_errors(model, data, groups=3, resume=file)
+    done = {key for chunk in computed for key in chunk}
+    assert json.loads(file.read_text())["scores"].keys() == done
+    assert len(done) == 12
+    computed.clear()
+    computed.append([])  # so that it stops one chunk sooner
+    with pytest.raises(Stop):
+        module_pruning_errors(model, data, groups=3, resume=file)
+    assert not done & {key for chunk in computed for key in chunk}
+    monkeypatch.setattr(mope, "embeddings_without", original)
+    assert module_pruning_errors(model, data, groups=3, resume=file) == expected
+
+    def never(*args):
+        raise AssertionError("everything was there")
+
+    monkeypatch.setattr(mope, "embeddings_without", never)
+    assert module_pruning_errors(model, data, groups=3, resume=file) == expected
+
+
+KILLED = """
+import os, signal, sys
+import vlprune
+from vlprune import demo
+from vlprune.structured import module_pruning_errors
+model, preprocess, tokenizer = demo.load()
+data = vlprune.load_data("demo:train:8", preprocess, tokenizer)
+calls = []
+def metric(model, data):
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(1)
+    return vlprune.evaluate(model, data).primary
+metric.__module__ = "mine"
+found = module_pruning_errors(model, data, ["layers"], metric, resume=sys.argv[1])
+print(len(calls), [e.error for e in found])
+"""
+
+
+def test_a_killed_process_continues(tmp_path):
+    def run(stop):
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "kept.json"), str(stop)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert run(6).returncode == -9
+    again = run(-1)
+    assert again.returncode == 0, again.stderr
+    model, preprocess, tokenizer = demo.load()
+    data = vlprune.load_data("demo:train:8", preprocess, tokenizer)
+    expected = module_pruning_errors(model, data, ["layers"])
+    # six calls are the full model and five layers; of eight layers three are left, and the full model again
+    assert again.stdout.split(" ", 1) == ["4", f"{[e.error for e in expected]}\n"]
+
+
+@pytest.mark.parametrize("change", ["weight", "data", "metric", "groups", "batch_size", "broken"])
+def test_what_was_kept_of_something_else_is_not_taken(change, tmp_path):
+    model = build("clip")
+    data = pair_data(model)
+    file = tmp_path / "kept.json"
+    arguments = {"modules": ["heads"], "towers": ["text"]}
+    module_pruning_errors(model, data, resume=file, **arguments)
+    kept = json.loads(file.read_text())
+    kept["scores"] = dict.fromkeys(kept["scores"], 1000.0)
+    file.write_text(json.dumps(kept) if change != "broken" else "{")
+    if change == "weight":
+        with torch.no_grad():
+            model.token_embedding.weight[3, 1] += 1.0
+    elif change == "data":
+        data.captions[3][0] = "another"
+    elif change == "metric":
+        arguments["metric"] = lambda model, data: vlprune.evaluate(model, data).primary
+    elif change in ("groups", "batch_size"):
+        arguments[change] = 2
+    expected = module_pruning_errors(model, data, **arguments)
+    assert module_pruning_errors(model, data, resume=file, **arguments) == expected
+    assert max(abs(e.error) for e in expected) < 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"modules": ["head"]}, "modules: expected some of heads, neurons, layers, got 'head'"),
+        ({"modules": "heads"}, "modules: expected some of heads, neurons, layers, got 'heads'"),
+        ({"modules": []}, r"modules: expected some of heads, neurons, layers, got \[\]"),
+        ({"modules": ["heads", "heads"]}, "modules: expected some of .*, got 'heads'"),
+        ({"towers": ["image"]}, "towers: expected some of visual, text, got 'image'"),
+        ({"metric": "recall"}, "metric: expected one of retrieval, accuracy or a function, got 'recall'"),
+        ({"metric": 3}, "metric: expected one of retrieval, accuracy or a function, got 3"),
+        ({"metric": "accuracy"}, "metric: accuracy needs labelled images of load_data, got PairData"),
+        ({"groups": 0}, "groups: expected a whole number of at least 1, got 0"),
+        ({"groups": 2.0}, "groups: expected a whole number of at least 1, got 2.0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"limit": 0}, "limit must be a whole number of at least 1, got 0"),
+        ({"metric": lambda m, d: float("nan")}, "metric: expected a finite score of the full model, got nan"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    model = build("clip")
+    with pytest.raises(ValueError, match=message):
+        module_pruning_errors(model, pair_data(model, 4), **arguments)
+
+
+def test_data_that_does_not_fit():
+    model = build("clip")
+    with pytest.raises(ValueError, match="metric: retrieval needs pairs of load_data, got LabelledData"):
+        module_pruning_errors(model, labelled_data(model, 5))
+    with pytest.raises(ValueError, match="metric: retrieval needs pairs of load_data, got list"):
+        module_pruning_errors(model, [])
+    for name, value in (("limit", 3), ("resume", "kept.json")):
+        with pytest.raises(ValueError, match=f"{name}: needs data of load_data, got list"):
+            module_pruning_errors(model, [], metric=lambda m, d: 0.0, **{name: value})
+
+
+def test_a_module_without_which_the_result_is_not_finite_is_named():
+    model = build("clip")
+    data = pair_data(model, 4)
+
+    models.split_attention_(model)
+    out_proj = model.visual.transformer.resblocks[1].attn.out_proj
+    # breaks once the first head is silent
+    out_proj.register_forward_hook(lambda _, args, out: out / args[0][..., :16].any())
+    with pytest.raises(ValueError, match="without visual 1 heads 0: the visual tower gives NaN or infinite"):
+        module_pruning_errors(model, data, ["heads"], towers=["visual"])

@@ -1,0 +1,209 @@
+"""Modules judged by what the whole model scores without them (MoPE-CLIP's metric)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import models
+from ..data import LabelledData, PairData
+from ..data.dataset import ImageData, require_count
+from ..evaluate import embed_images, embed_texts, evaluate, score_embeddings, texts_to_embed
+from ..models.running import evaluating, image_dtype, model_device
+from .ablated import embeddings_without
+from .mask import mask_modules
+from .modules import ModuleError, Removable, removable_modules
+from .progress import KeptScores, fingerprint
+
+__all__ = ["Metric", "module_pruning_errors"]
+
+Metric = Callable[[nn.Module, Any], float]
+
+METRICS: dict[str, type[Any]] = {"retrieval": PairData, "accuracy": LabelledData}
+
+# At most this many modules and bytes of embeddings before the scores are written.
+_CHUNK_MODULES = 64
+_CHUNK_BYTES = 1 << 29
+
+
+@torch.inference_mode(False)
+def module_pruning_errors(
+    model: nn.Module,
+    data: Any,
+    modules: Sequence[str] = ("heads", "neurons", "layers"),
+    metric: str | Metric = "retrieval",
+    towers: Sequence[str] = ("visual", "text"),
+    *,
+    groups: int = 8,
+    across_layers: bool = False,
+    limit: int | None = None,
+    batch_size: int = 64,
+    progress: bool | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    reuse: bool = True,
+) -> list[ModuleError]:
+    """Score the model without each head, group of neurons and layer: full score minus score without it.
+
+    The error of MoPE-CLIP (arXiv 2403.07839, section 3.2); what is missing is silent as in `mask_modules`.
+    The published procedure runs both towers for every module. Here, for the metrics that have a name, the
+    other tower is embedded once and the tower in question runs from the module on, to the same numbers.
+
+    Args:
+        model: an open_clip model; unchanged afterwards. It runs in eval mode with its attention split.
+        data: data of `load_data`; with a function as `metric`, whatever that takes.
+        modules: some of "heads", "neurons" and "layers".
+        metric: "retrieval" (mean recall of pairs), "accuracy" (zero-shot top-1 of labelled images), both in
+            percent, or a function ``(model, data) -> float``, larger is better, which runs the whole model.
+        towers: some of "visual" and "text".
+        groups: neurons of a layer are judged in this many groups of neighbours. `rewire_` makes neighbours
+            of equally important ones.
+        across_layers: False judges a group in each layer by itself; True, as published, the same group of
+            all layers at once, with `layer` None: fewer evaluations, and no telling of layers apart.
+        limit: at most this many images.
+        batch_size: images, or texts, at once.
+        progress: None shows a bar on a terminal, False never, True always.
+        resume: JSON file in which scores are kept, so that a killed job continues when it is called again
+            with the same model, data and arguments. A function is known by its name alone.
+        reuse: False runs both towers every time, as published: for comparison.
+
+    Returns:
+        By tower, kind and layer. Left out are layers that the metric does not run, such as CoCa's decoder,
+        and the only layer of a tower.
+
+    Raises:
+        ValueError: a name that is not known, data that the metric cannot use, a score or embedding that is
+            not finite (the module is named).
+
+    """
+    data = _checked(data, metric, limit, resume)
+    require_count("batch_size", batch_size)
+    listed = removable_modules(model, modules, towers, groups, across_layers)
+    name = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
+    settings = (name, sorted(module.key for module in listed), groups, batch_size)
+    kept = KeptScores(resume, "" if resume is None else fingerprint(model, data, *settings))
+    with ExitStack() as stack:
+        stack.callback(models.merge_attention_, model, models.split_attention_(model))
+        stack.enter_context(evaluating(model))
+        score: Metric = partial(_evaluated, batch_size) if isinstance(metric, str) else metric
+        full, ran = _watched(model, data, score)
+        listed = [module for module in listed if ran.issuperset(block.name for block in module.blocks)]
+        left = [module for module in listed if module.key not in kept.scores]
+        bar = stack.enter_context(
+            tqdm(
+                total=len(listed),
+                initial=len(listed) - len(left),
+                desc="module errors",
+                disable=None if progress is None else not progress,
+                # a batch without a module is a fraction of it
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+            )
+        )
+        if reuse and isinstance(metric, str):
+            _score_reusing(model, data, left, batch_size, kept, bar)
+        else:
+            for module in left:
+                with mask_modules(model, module.keep):
+                    kept.add({module.key: _number(score(model, data), f"without {module.key}")})
+                bar.update()
+    return [module.costing(full - kept.scores[module.key]) for module in listed]
+
+
+def _checked(data: Any, metric: str | Metric, limit: int | None, resume: Any) -> Any:
+    own = isinstance(data, ImageData)
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise ValueError(f"metric: expected one of {', '.join(METRICS)} or a function, got {metric!r}")
+        if not isinstance(data, METRICS[metric]):
+            what = "pairs" if metric == "retrieval" else "labelled images"
+            raise ValueError(f"metric: {metric} needs {what} of load_data, got {type(data).__name__}")
+    elif not callable(metric):
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)} or a function, got {metric!r}")
+    for name, value in (("limit", limit), ("resume", resume)):
+        if value is not None and not own:
+            raise ValueError(f"{name}: needs data of load_data, got {type(data).__name__}")
+    return data.subset(limit) if own else data
+
+
+def _evaluated(batch_size: int, model: nn.Module, data: Any) -> float:
+    return evaluate(model, data, batch_size=batch_size, progress=False).primary
+
+
+def _watched(model: nn.Module, data: Any, score: Metric) -> tuple[float, set[str]]:
+    """The full model's score, and the names of the blocks that ran for it."""
+    ran: set[str] = set()
+    with ExitStack() as stack:
+        for tower in models.view(model).towers.values():
+            for block in tower.blocks:
+                hook = block.module.register_forward_pre_hook(lambda *_, name=block.name: ran.add(name))
+                stack.callback(hook.remove)
+        return _number(score(model, data), "of the full model"), ran
+
+
+def _number(score: Any, whose: str) -> float:
+    number = float(score)
+    if not math.isfinite(number):
+        raise ValueError(f"metric: expected a finite score {whose}, got {number}")
+    return number
+
+
+def _score_reusing(
+    model: nn.Module,
+    data: PairData | LabelledData,
+    removed: Sequence[Removable],
+    batch_size: int,
+    kept: KeptScores,
+    bar: Any,
+) -> None:
+    if not removed:
+        return
+    images, index = embed_images(model, data, batch_size=batch_size, progress=False)
+    lists = texts_to_embed(data, index)
+    texts = [embed_texts(model, own, data.tokenizer, batch_size=batch_size, progress=False) for own in lists]
+    device, dtype = model_device(model), image_dtype(model)
+
+    def pictures() -> Iterator[Tensor]:
+        for batch in data.batches(batch_size):
+            yield batch.images.to(device, dtype if batch.images.is_floating_point() else None)
+
+    def sentences() -> Iterator[Tensor]:
+        for own in lists:
+            for start in range(0, len(own), batch_size):
+                yield data.tokenizer(own[start : start + batch_size]).to(device)
+
+    for tower, inputs, rows in (
+        ("visual", pictures, [len(images)]),
+        ("text", sentences, [len(own) for own in lists]),
+    ):
+        own = [module for module in removed if module.tower == tower]
+        # those of one layer together; one that is in all layers starts with the first
+        own.sort(key=lambda module: (module.blocks[0].index, len(module.blocks)))
+        encode = partial(_encode, model, tower)
+        size = max(1, min(_CHUNK_MODULES, _CHUNK_BYTES // (4 * images.shape[1] * sum(rows))))
+        tick = partial(bar.update, 1 / sum(-(-count // batch_size) for count in rows))
+        for start in range(0, len(own), size):
+            chunk = own[start : start + size]
+            found = embeddings_without(model, encode, inputs(), chunk, tick)
+            scores = {}
+            for module, embeddings in zip(chunk, found, strict=True):
+                if not bool(embeddings.isfinite().all()):
+                    raise ValueError(
+                        f"without {module.key}: the {tower} tower gives NaN or infinite embeddings"
+                    )
+                parts = embeddings.split(rows)
+                both = (embeddings, texts) if tower == "visual" else (images, parts)
+                scores[module.key] = score_embeddings(data, both[0], index, both[1]).primary
+            kept.add(scores)
+
+
+def _encode(model: Any, tower: str, batch: Tensor) -> Tensor:
+    encode = model.encode_image if tower == "visual" else model.encode_text
+    embeddings: Tensor = encode(batch, normalize=True).float()
+    return embeddings
