@@ -33,7 +33,8 @@ def _partial(
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     first = tl.program_id(1) * chunk
     total = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    for start in range(0, chunk, TOKENS):
+    start = 0
+    while start < chunk:
         # A chunk is a multiple of TOKENS: none is counted twice.
         token = first + start + tl.arange(0, TOKENS)
         at = x + token.to(tl.int64)[:, None] * pitch + column[None, :]
@@ -43,6 +44,7 @@ def _partial(
         if WEIGHTED:
             square *= tl.load(token_weight + token, token < tokens, other=0)[:, None]
         total += square
+        start += TOKENS
     place = tl.program_id(1).to(tl.int64) * cols + column
     tl.store(partial + place, tl.sum(total, axis=0), column < cols)
 
@@ -51,10 +53,12 @@ def _partial(
 def _total(partial, out, chunks, cols, CHUNKS: tl.constexpr, COLUMNS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((CHUNKS, COLUMNS), tl.float32)
-    for start in range(0, chunks, CHUNKS):
+    start = 0
+    while start < chunks:
         chunk = start + tl.arange(0, CHUNKS)
         at = partial + chunk.to(tl.int64)[:, None] * cols + column[None, :]
         total += tl.load(at, (chunk < chunks)[:, None] & (column < cols)[None, :], other=0)
+        start += CHUNKS
     tl.store(out + column, tl.sum(total, axis=0), column < cols)
 
 

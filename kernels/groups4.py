@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .scores import key_of, sign_of
 
-__all__ = ["concat", "entries_of", "halves", "keys_of", "load_norms", "load_unit", "store_two", "tile_of"]
+__all__ = ["concat", "entries_of", "halves", "keys_of", "load_unit", "store_two", "tile_of"]
 
 
 @triton.jit
@@ -32,48 +32,64 @@ def concat(low, high):
 
 @triton.jit
 def tile_of(index, groups, GROUPS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """Rows [R] and units [U] of tile `index` of a matrix; tiles run along the rows first."""
+    """Rows [R] and first unit of tile `index` of a matrix; tiles run along the rows first."""
     across = tl.cdiv(tl.cdiv(groups, GROUPS), UNITS)
-    return (index // across) * ROWS + tl.arange(0, ROWS), (index % across) * UNITS + tl.arange(0, UNITS)
+    return (index // across) * ROWS + tl.arange(0, ROWS), (index % across) * UNITS
 
 
 @triton.jit
-def load_unit(weight, row, unit, rows, groups, GROUPS: tl.constexpr, EVEN: tl.constexpr):
+def _lanes(start, UNITS: tl.constexpr):
+    # Each unit twice, and 0 and 1 in turn: words of which two at a time are neighbours. In two dimensions
+    # [R, 2 * U], since the three of [R, U, 2] leave open whether threads go along the rows or down.
+    lane = tl.arange(0, 2 * UNITS)
+    return (start + lane // 2)[None, :], (lane % 2)[None, :]
+
+
+@triton.jit
+def _split(words):
+    return words.reshape(words.shape[0], words.shape[1] // 2, 2).split()
+
+
+@triton.jit
+def load_unit(
+    weight, row, start, rows, groups, GROUPS: tl.constexpr, EVEN: tl.constexpr, UNITS: tl.constexpr
+):  # fmt: skip
     """Four int64 [R, U] of each unit, zeros outside. EVEN: the groups of a row fill its units."""
-    two = tl.arange(0, 2)[None, None, :]
+    unit, half = _lanes(start, UNITS)
+    word = unit * 4 + half
     if EVEN:
         # Written as a product by 4, from which the compiler knows how every row is aligned.
         words = groups // GROUPS * 4
-        inside = ((row < rows)[:, None] & (unit < groups // GROUPS)[None, :])[:, :, None]
-        first = tl.broadcast_to(inside, (inside.shape[0], inside.shape[1], 2))
+        first = (row < rows)[:, None] & (unit < groups // GROUPS)
         second = first
     else:
         words = groups * (4 // GROUPS)
-        first = (row < rows)[:, None, None] & ((unit * 4)[None, :, None] + two < words)
-        second = (row < rows)[:, None, None] & ((unit * 4 + 2)[None, :, None] + two < words)
-    place = row.to(tl.int64)[:, None] * words + unit[None, :] * 4
-    at = weight.to(tl.pointer_type(tl.int64)) + place[:, :, None] + two
-    w0, w1 = tl.load(at, first, other=0).split()
-    w2, w3 = tl.load(at + 2, second, other=0).split()
+        first = (row < rows)[:, None] & (word < words)
+        second = (row < rows)[:, None] & (word + 2 < words)
+    at = weight.to(tl.pointer_type(tl.int64)) + row.to(tl.int64)[:, None] * words + word
+    w0, w1 = _split(tl.load(at, first, other=0))
+    w2, w3 = _split(tl.load(at + 2, second, other=0))
     return w0, w1, w2, w3
 
 
 @triton.jit
-def store_two(base, place, first, second, inside):
-    """Store two int64 [R, U] next to each other, at twice `place`: 16 bytes at once."""
-    at = base.to(tl.pointer_type(tl.int64)) + (place * 2)[:, :, None] + tl.arange(0, 2)[None, None, :]
-    mask = tl.broadcast_to(inside[:, :, None], (inside.shape[0], inside.shape[1], 2))
-    tl.store(at, tl.join(first, second), mask)
+def store_two(base, row, start, rows, units, first, second, UNITS: tl.constexpr):
+    """Store two int64 [R, U] next to each other, 16 bytes at once, in rows of `units` such pairs."""
+    unit, half = _lanes(start, UNITS)
+    at = base.to(tl.pointer_type(tl.int64)) + row.to(tl.int64)[:, None] * (units * 2) + unit * 2 + half
+    both = tl.join(first, second).reshape(row.shape[0], 2 * UNITS)
+    tl.store(at, both, (row < rows)[:, None] & (unit < units))
 
 
 @triton.jit
-def load_norms(norm, group, groups):
-    """Float32 [1, U], four times: the norms of a group's columns, zeros outside."""
-    at = norm.to(tl.pointer_type(tl.int64)) + (group * 2)[:, None] + tl.arange(0, 2)[None, :]
-    inside = (group < groups)[:, None]
-    pair01, pair23 = tl.load(at, tl.broadcast_to(inside, (inside.shape[0], 2)), other=0).split()
-    n0, n1 = halves(pair01[None, :])
-    n2, n3 = halves(pair23[None, :])
+def _load_norms(norm, start, groups, GROUP: tl.constexpr, GROUPS: tl.constexpr, UNITS: tl.constexpr):
+    # Float32 [1, U], four times: the norms of the columns of group GROUP of each unit, zeros outside.
+    unit, half = _lanes(start, UNITS)
+    group = unit * GROUPS + GROUP
+    at = norm.to(tl.pointer_type(tl.int64)) + group * 2 + half
+    pair01, pair23 = _split(tl.load(at, group < groups, other=0))
+    n0, n1 = halves(pair01)
+    n2, n3 = halves(pair23)
     return (
         n0.to(tl.float32, bitcast=True),
         n1.to(tl.float32, bitcast=True),
@@ -91,9 +107,12 @@ def entries_of(pair01, pair23):
 
 
 @triton.jit
-def keys_of(x0, x1, x2, x3, norm, group, groups, dtype: tl.constexpr):
-    """Keys of the scores of four entries without index; `norm` points to the norms of all columns."""
-    n0, n1, n2, n3 = load_norms(norm, group, groups)
+def keys_of(
+    x0, x1, x2, x3, norm, start, groups,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, UNITS: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """Keys of the entries (without index) of group GROUP of each unit; `norm` is that of all columns."""
+    n0, n1, n2, n3 = _load_norms(norm, start, groups, GROUP, GROUPS, UNITS)
     return (
         key_of(_weight(x0, dtype), n0, sign_of(n0)),
         key_of(_weight(x1, dtype), n1, sign_of(n1)),

@@ -23,8 +23,10 @@ BLOCK, WARPS, ENTRIES = 1024, 4, 32768
 
 
 @triton.jit
-def _ordered(weight, norm, row, column, cols):
+def _ordered(weight, norm, row, start, cols, BLOCK: tl.constexpr):
     """Keys as unsigned numbers, in int32, and which of them exist."""
+    # The start is a loop's, of which the compiler does not know how it is aligned.
+    column = tl.multiple_of(start, BLOCK) + tl.arange(0, BLOCK)
     inside = column < cols
     scale = tl.load(norm + column, inside, other=0)
     value = tl.load(weight + row * cols + column, inside, other=0).to(tl.float32)
@@ -53,12 +55,16 @@ def _count_digits(
     prefix, _ = _found(histograms, prune, PASS)
     first = tl.program_id(0) * rows_each
     counts = tl.zeros((256,), tl.int32)
-    for row in range(first, tl.minimum(first + rows_each, rows)):
-        for start in range(0, cols, BLOCK):
-            key, counted = _ordered(weight, norm, row, start + tl.arange(0, BLOCK), cols)
+    row, last = first, tl.minimum(first + rows_each, rows)
+    while row < last:
+        start = 0
+        while start < cols:
+            key, counted = _ordered(weight, norm, row, start, cols, BLOCK)
             if PASS > 0:
                 counted &= (key >> (SHIFT + 8)) == (prefix >> (SHIFT + 8))
             counts += tl.histogram((key >> SHIFT) & 255, 256, mask=counted)
+            start += BLOCK
+        row += 1
     tl.atomic_add(histograms + PASS * 256 + tl.arange(0, 256), counts, mask=counts > 0, sem="relaxed")
 
 
@@ -67,9 +73,11 @@ def _count_ties(weight, norm, histograms, ties, rows, cols, prune, BLOCK: tl.con
     threshold, _ = _found(histograms, prune, 4)
     row = tl.program_id(0)
     count = prune * 0
-    for start in range(0, cols, BLOCK):
-        key, inside = _ordered(weight, norm, row, start + tl.arange(0, BLOCK), cols)
+    start = 0
+    while start < cols:
+        key, inside = _ordered(weight, norm, row, start, cols, BLOCK)
         count += tl.sum(((key == threshold) & inside).to(tl.int32))
+        start += BLOCK
     tl.store(ties + row, count)
 
 
@@ -79,15 +87,17 @@ def _write(weight, norm, histograms, ties, keep, rows, cols, prune, BLOCK: tl.co
     row = tl.program_id(0)
     # Ties up to and with this row, less its own: those of the rows before.
     seen = tl.load(ties + rows + row) - tl.load(ties + row)
-    for start in range(0, cols, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        key, inside = _ordered(weight, norm, row, column, cols)
+    start = 0
+    while start < cols:
+        key, inside = _ordered(weight, norm, row, start, cols, BLOCK)
         equal = ((key == threshold) & inside).to(tl.int32)
         rank = seen + tl.cumsum(equal)
         above = (key ^ -0x80000000) > (threshold ^ -0x80000000)
         stays = above | ((key == threshold) & (rank > left))
+        column = tl.multiple_of(start, BLOCK) + tl.arange(0, BLOCK)
         tl.store(keep + row * cols + column, stays.to(tl.uint8), inside)
         seen += tl.sum(equal)
+        start += BLOCK
 
 
 def keep_of_layer(weight: Tensor, norm: Tensor, keep: Tensor, prune: int) -> None:

@@ -29,10 +29,13 @@ RANKED, RANKED_WARPS = 2048, 4
 
 
 @triton.jit
-def _group4(pair01, pair23, norm, group, groups, PRUNE: tl.constexpr, dtype: tl.constexpr):
+def _group4(
+    pair01, pair23, norm, start, groups, PRUNE: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, UNITS: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
     """Four bytes of keep mask as an int32."""
     x0, x1, x2, x3 = entries_of(pair01, pair23)
-    k0, k1, k2, k3 = keys_of(x0, x1, x2, x3, norm, group, groups, dtype)
+    k0, k1, k2, k3 = keys_of(x0, x1, x2, x3, norm, start, groups, GROUP, GROUPS, UNITS, dtype)
     low01, high01 = tl.minimum(k0, k1), tl.maximum(k0, k1)
     low23, high23 = tl.minimum(k2, k3), tl.maximum(k2, k3)
     last01, last23 = tl.where(k0 <= k1, 0x100, 1), tl.where(k2 <= k3, 0x1000000, 0x10000)
@@ -45,23 +48,24 @@ def _group4(pair01, pair23, norm, group, groups, PRUNE: tl.constexpr, dtype: tl.
     return 0x1010101 ^ tl.where(low01 <= low23, last01 ^ 0x101, last23 ^ 0x1010000)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "groups"])
 def _mask4(
     weight, norm, keep, rows, groups, PRUNE: tl.constexpr,
     dtype: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     GROUPS: tl.constexpr = 2 if dtype == tl.float32 else 4
-    row, unit = tile_of(tl.program_id(0), groups, GROUPS, ROWS, UNITS)
+    row, start = tile_of(tl.program_id(0), groups, GROUPS, ROWS, UNITS)
+    unit = start + tl.arange(0, UNITS)
     group = unit * GROUPS
-    w0, w1, w2, w3 = load_unit(weight, row, unit, rows, groups, GROUPS, EVEN)
+    w0, w1, w2, w3 = load_unit(weight, row, start, rows, groups, GROUPS, EVEN, UNITS)
     units = tl.cdiv(groups, GROUPS)
     inside = (row < rows)[:, None] & (unit < units)[None, :]
     line = row.to(tl.int64)[:, None]
     place = keep.to(tl.pointer_type(tl.int32)) + line * groups + group[None, :]
     second = inside & (group + 1 < groups)[None, :]
     if dtype == tl.float32:
-        m0 = _group4(w0, w1, norm, group, groups, PRUNE, dtype)
-        m1 = _group4(w2, w3, norm, group + 1, groups, PRUNE, dtype)
+        m0 = _group4(w0, w1, norm, start, groups, PRUNE, 0, GROUPS, UNITS, dtype)
+        m1 = _group4(w2, w3, norm, start, groups, PRUNE, 1, GROUPS, UNITS, dtype)
         if EVEN:
             whole = keep.to(tl.pointer_type(tl.int64)) + line * units + unit[None, :]
             tl.store(whole, concat(m0, m1), inside)
@@ -73,12 +77,12 @@ def _mask4(
         l1, h1 = halves(w1)
         l2, h2 = halves(w2)
         l3, h3 = halves(w3)
-        m0 = _group4(l0, h0, norm, group, groups, PRUNE, dtype)
-        m1 = _group4(l1, h1, norm, group + 1, groups, PRUNE, dtype)
-        m2 = _group4(l2, h2, norm, group + 2, groups, PRUNE, dtype)
-        m3 = _group4(l3, h3, norm, group + 3, groups, PRUNE, dtype)
+        m0 = _group4(l0, h0, norm, start, groups, PRUNE, 0, GROUPS, UNITS, dtype)
+        m1 = _group4(l1, h1, norm, start, groups, PRUNE, 1, GROUPS, UNITS, dtype)
+        m2 = _group4(l2, h2, norm, start, groups, PRUNE, 2, GROUPS, UNITS, dtype)
+        m3 = _group4(l3, h3, norm, start, groups, PRUNE, 3, GROUPS, UNITS, dtype)
         if EVEN:
-            store_two(keep, line * units + unit[None, :], concat(m0, m1), concat(m2, m3), inside)
+            store_two(keep, row, start, rows, groups // 4, concat(m0, m1), concat(m2, m3), UNITS)
         else:
             tl.store(place, m0, inside)
             tl.store(place + 1, m1, second)

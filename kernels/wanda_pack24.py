@@ -29,12 +29,15 @@ ROWS, UNITS, WARPS = 32, 16, 4
 
 
 @triton.jit
-def _pack_group(pair01, pair23, norm, group, groups, dtype: tl.constexpr):
+def _pack_group(
+    pair01, pair23, norm, start, groups,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, UNITS: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
     BITS: tl.constexpr = pair01.dtype.primitive_bitwidth // 2
     # Of the value: all but its sign, since -0.0 counts as zero.
     VALUE: tl.constexpr = ((1 << (BITS - 1)) - 1) << BITS
     x0, x1, x2, x3 = entries_of(pair01, pair23)
-    k0, k1, k2, k3 = keys_of(x0, x1, x2, x3, norm, group, groups, dtype)
+    k0, k1, k2, k3 = keys_of(x0, x1, x2, x3, norm, start, groups, GROUP, GROUPS, UNITS, dtype)
     x1, x2, x3 = x1 | 1, x2 | 2, x3 | 3
     first, second = tl.minimum(k0, k1) > tl.maximum(k2, k3), tl.minimum(k2, k3) >= tl.maximum(k0, k1)
     a = tl.where(first, x0, tl.where(second, x2, tl.where(k0 <= k1, x1, x0)))
@@ -55,21 +58,22 @@ def _pack_tile(
     dtype: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     GROUPS: tl.constexpr = 2 if dtype == tl.float32 else 4
-    row, unit = tile_of(index, groups, GROUPS, ROWS, UNITS)
+    row, start = tile_of(index, groups, GROUPS, ROWS, UNITS)
+    unit = start + tl.arange(0, UNITS)
     group = unit * GROUPS
-    w0, w1, w2, w3 = load_unit(weight, row, unit, rows, groups, GROUPS, EVEN)
+    w0, w1, w2, w3 = load_unit(weight, row, start, rows, groups, GROUPS, EVEN, UNITS)
     units = tl.cdiv(groups, GROUPS)
     inside = (row < rows)[:, None] & (unit < units)[None, :]
     line = row.to(tl.int64)[:, None]
     if dtype == tl.float32:
-        v0, m0 = _pack_group(w0, w1, norm, group, groups, dtype)
-        v1, m1 = _pack_group(w2, w3, norm, group + 1, groups, dtype)
+        v0, m0 = _pack_group(w0, w1, norm, start, groups, 0, GROUPS, UNITS, dtype)
+        v1, m1 = _pack_group(w2, w3, norm, start, groups, 1, GROUPS, UNITS, dtype)
         second = (group + 1 < groups)[None, :]
         bits = m0 | tl.where(second, m1 << 4, 0)
         tl.store(meta + line * units + unit[None, :], bits.to(tl.uint8), inside)
         place = values.to(tl.pointer_type(tl.int64)) + line * groups + group[None, :]
         if EVEN:
-            store_two(values, line * (groups // 2) + unit[None, :], v0, v1, inside)
+            store_two(values, row, start, rows, groups // 2, v0, v1, UNITS)
         else:
             tl.store(place, v0, inside)
             tl.store(place + 1, v1, inside & second)
@@ -78,12 +82,12 @@ def _pack_tile(
         l1, h1 = halves(w1)
         l2, h2 = halves(w2)
         l3, h3 = halves(w3)
-        v0, m0 = _pack_group(l0, h0, norm, group, groups, dtype)
-        v1, m1 = _pack_group(l1, h1, norm, group + 1, groups, dtype)
-        v2, m2 = _pack_group(l2, h2, norm, group + 2, groups, dtype)
-        v3, m3 = _pack_group(l3, h3, norm, group + 3, groups, dtype)
+        v0, m0 = _pack_group(l0, h0, norm, start, groups, 0, GROUPS, UNITS, dtype)
+        v1, m1 = _pack_group(l1, h1, norm, start, groups, 1, GROUPS, UNITS, dtype)
+        v2, m2 = _pack_group(l2, h2, norm, start, groups, 2, GROUPS, UNITS, dtype)
+        v3, m3 = _pack_group(l3, h3, norm, start, groups, 3, GROUPS, UNITS, dtype)
         if EVEN:
-            store_two(values, line * units + unit[None, :], concat(v0, v1), concat(v2, v3), inside)
+            store_two(values, row, start, rows, groups // 4, concat(v0, v1), concat(v2, v3), UNITS)
             bits = m0 + (m1 << 4) + (m2 << 8) + (m3 << 12)
             place = meta.to(tl.pointer_type(tl.int16)) + line * units + unit[None, :]
             tl.store(place, bits.to(tl.int16), inside)
@@ -100,7 +104,8 @@ def _pack_tile(
             tl.store(byte + 1, ((m2 & 15) | tl.where(last, m3 << 4, 0)).to(tl.uint8), inside & third)
 
 
-@triton.jit
+# Not told of a number of groups divisible by 16, the compiler stores meta from the threads that made it.
+@triton.jit(do_not_specialize=["rows", "groups"])
 def _pack_one(
     weight, norm, values, meta, rows, groups,
     dtype: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,

@@ -164,6 +164,14 @@ def test_reads_and_writes_16_bytes_at_once(folder, name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbouring_threads_read_neighbouring_units(dtype):
+    # A warp lies over two rows of 16 units, in order along the rows.
+    layout = "sizePerThread = [1, 2], threadsPerWarp = [2, 16], warpsPerCTA = [4, 1], order = [1, 0]"
+    assert layout in compiled("pack24", dtype, 90).asm["ttgir"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_packing_exchanges_nothing_between_threads(folder, dtype):
     sass = dump("pack24", dtype, 90, "--dump-sass", folder)
     assert not re.findall(r"\b(?:SHFL|LDS|STS|BAR)\b", sass)

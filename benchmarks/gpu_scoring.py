@@ -1,0 +1,196 @@
+"""Scoring, selecting and packing on a CUDA device: first the definition's bits, then shares of memory speed.
+
+    python benchmarks/gpu_scoring.py [--out benchmarks/results/<gpu>/scoring.json]
+
+Times are those of one call replayed as a CUDA graph with the caches overwritten before it, interleaved over
+what is compared (`vlprune.measure.compare`). A share is the bytes that have to move (the weight read once,
+the result written once) by the time, over what a copy of a tensor of the weight's size reaches in the same
+rounds. Weights are random normal: zeros would cost a GPU less power, and so clock higher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlprune import files, measure, ops
+from vlprune.ops import reference
+
+# [out, in] of the linears of ViT-L/14's 24 blocks: q, k, v and out; fc1; fc2.
+TOWER = [*[(1024, 1024)] * 4, (4096, 1024), (1024, 4096)] * 24
+# 64 MB of bfloat16: more than a level-2 cache holds, so that a share of memory speed means something.
+LARGE = ((8192, 4096), (32768, 1024), (43690, 768))
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SHAPES = ((1, 48), (67, 240), (333, 768), (64, 4096), (5, 16368), (1024, 1200))
+SELECTIONS = (
+    ("2:4", None, "row"),
+    ("1:4", None, "row"),
+    ("3:4", None, "row"),
+    ("4:8", None, "row"),
+    ("2:16", None, "row"),
+    ("24:48", None, "row"),
+    ("unstructured", 0.5, "row"),
+    ("unstructured", 0.71, "row"),
+    ("unstructured", 0.5, "layer"),
+)
+ROUNDS = 50
+
+
+def main() -> None:
+    """Check, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="JSON to write; by default under benchmarks/results/<gpu>/")
+    args = parser.parse_args()
+    if (reason := ops.why_not("triton", "wanda_pack24")) is not None:
+        sys.exit(f"gpu_scoring: nothing to measure: {reason}")
+    machine = measure.machine_info()
+    machine["triton"] = importlib.metadata.version("triton")
+    print(f"{machine['gpu']}: {check()} results have the bits of the definition")
+    rows = []
+    for row in measured():
+        rows.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key != "times"))
+    folder = Path(__file__).parent / "results" / re.sub(r"\W+", "-", str(machine["gpu"])).lower().strip("-")
+    path = args.out or folder / "scoring.json"
+    files.write_json(path, {"machine": machine, "rows": rows})
+    print(path)
+
+
+def matrix(shape: tuple[int, int], dtype: torch.dtype, *, ties: bool = False) -> tuple[Tensor, Tensor]:
+    """Weight and norms on the device; with ties also zeros of both signs."""
+    weight = torch.randn(shape, device="cuda")
+    norm = torch.rand(shape[1], device="cuda") + 0.1
+    if ties:
+        weight, norm = (weight * 2).round(), (norm * 2).round()
+        weight[weight == 1] = -0.0
+    return weight.to(dtype), norm
+
+
+def check() -> int:
+    """Compare every kernel with the definition on the CPU; how many results were compared."""
+    matrices = []
+    for shape in SHAPES:
+        for name, dtype in DTYPES.items():
+            for ties in (False, True):
+                weight, norm = matrix(shape, dtype, ties=ties)
+                matrices.append((weight, norm))
+                for how in SELECTIONS:
+                    expected = on_cpu("wanda_mask", weight, norm, *how)
+                    case = f"wanda_mask {how} {shape} {name}, ties: {ties}"
+                    same(case, ops.wanda_mask(weight, norm, *how), expected)
+    packed = ops.wanda_pack24_many([w for w, _ in matrices], [n for _, n in matrices])
+    for place, (weight, norm) in enumerate(matrices):
+        expected = on_cpu("wanda_pack24", weight, norm)
+        for actual in (ops.wanda_pack24(weight, norm), packed[place]):
+            for one, other in zip(actual, expected, strict=True):
+                same(f"wanda_pack24 of matrix {place}, {tuple(weight.shape)} {weight.dtype}", one, other)
+    x = torch.randn(3000, 1024, device="cuda").bfloat16()
+    sums = ops.column_sumsq(x)
+    measure.check_close("column_sumsq", sums, x.double().square().sum(0).float())
+    same("column_sumsq, twice", sums, ops.column_sumsq(x).cpu())
+    return len(matrices) * (len(SELECTIONS) + 2) + 2
+
+
+def on_cpu(op: str, weight: Tensor, norm: Tensor, *how: object) -> Any:
+    """Run the definition."""
+    return getattr(reference, op)(weight.cpu(), norm.cpu(), *how)
+
+
+def same(name: str, actual: Tensor, expected: Tensor) -> None:
+    """Refuse what differs in a bit."""
+    if not torch.equal(actual.cpu().view(torch.uint8), expected.view(torch.uint8)):
+        sys.exit(f"gpu_scoring: {name}: not the bits of the definition")
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], None]:
+    """Capture `call`, so that what is timed is the device alone."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def compared(
+    what: str, bytes_: int, copied: Tensor, calls: dict[str, Callable[[], object]]
+) -> dict[str, Any]:
+    """Time the calls beside a copy of `copied`; `bytes_` have to move in the first of them."""
+    target = torch.empty_like(copied)
+    candidates = {name: graphed(call) for name, call in calls.items()}
+    candidates["copy"] = graphed(lambda: target.copy_(copied))
+    times = measure.compare(candidates, device="cuda", rounds=ROUNDS, cold=True)
+    first = times[next(iter(calls))].median
+    copy = 2 * copied.nbytes / times["copy"].median
+    return {
+        "what": what,
+        "microseconds": round(first * 1e6, 1),
+        "TB/s": round(bytes_ / first / 1e12, 3),
+        "copy TB/s": round(copy / 1e12, 3),
+        "share of copy": round(bytes_ / first / copy, 3),
+        **{f"{name} times as long": round(times[name].median / first, 2) for name in list(calls)[1:]},
+        "times": {name: timing.to_dict() for name, timing in times.items()},
+    }
+
+
+def measured() -> Iterator[dict[str, Any]]:
+    """One row for each thing measured."""
+    for shape in LARGE:
+        weight, norm = matrix(shape, torch.bfloat16)
+        packed = [t.nbytes for t in ops.wanda_pack24(weight, norm)]
+        yield compared(
+            f"wanda_pack24 {shape}",
+            weight.nbytes + sum(packed),
+            weight,
+            {"kernel": lambda w=weight, n=norm: ops.wanda_pack24(w, n)},
+        )
+        for pattern, sparsity in (("2:4", None), ("4:8", None), ("unstructured", 0.5)):
+            how = (pattern, sparsity, "row")
+            yield compared(
+                f"wanda_mask {pattern} {shape}",
+                weight.nbytes + weight.numel(),
+                weight,
+                {
+                    "kernel": lambda w=weight, n=norm, how=how: ops.wanda_mask(w, n, *how),
+                    "sort": lambda w=weight, n=norm, how=how: reference.wanda_mask(w, n, *how),
+                },
+            )
+        yield compared(
+            f"column_sumsq {shape}", weight.nbytes, weight, {"kernel": lambda w=weight: ops.column_sumsq(w)}
+        )
+    yield tower()
+
+
+def tower() -> dict[str, Any]:
+    """Score, select and pack all linears of ViT-L/14's image tower: one launch, and one launch a matrix."""
+    from vlprune.kernels.wanda_pack24 import Tower
+
+    weights, norms = zip(*(matrix(shape, torch.bfloat16) for shape in TOWER), strict=True)
+    one = Tower(weights, norms)
+    moved = sum(t.nbytes for t in weights) + sum(t.nbytes for pair in one.packed for t in pair)
+    everything = torch.cat([weight.flatten() for weight in weights])
+    return compared(
+        f"wanda_pack24, the {len(weights)} linears of ViT-L/14's image tower",
+        moved,
+        everything,
+        {
+            "one launch": one.pack,
+            "a launch a matrix": lambda: [
+                ops.wanda_pack24(w, n) for w, n in zip(weights, norms, strict=True)
+            ],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
