@@ -9,13 +9,13 @@ from torch import nn
 
 import vlprune
 from vlprune import models
-from vlprune.structured import Keep, StructuredConfig, compact_, mask_modules
+from vlprune.structured import Keep, compact_, mask_modules
 
 GOOD = {"neurons": {0: [1, 2]}, "layers": [0, 1]}
 
 BAD_LISTS = [
     ([1], "keep_lists: expected a dict such as"),
-    (StructuredConfig(visual=Keep(heads=0.5)), "keep_lists: expected a dict such as"),
+    (Keep(heads=0.5), "keep_lists: expected a dict such as"),
     ({"image": {}}, "keep_lists: unknown tower 'image'; this model has visual, text"),
     ({"visual": [0]}, "keep_lists['visual']: expected a dict with heads, neurons or layers, got [0]"),
     ({"visual": {"head": {}}}, "keep_lists['visual']: unknown key 'head'; expected heads, neurons, layers"),

@@ -13,7 +13,7 @@ from torch import nn
 import vlprune
 from vlprune import demo, models
 from vlprune.models.parts import block_parts
-from vlprune.structured import mask_modules, module_pruning_errors, mope
+from vlprune.structured import ablated, mask_modules, module_pruning_errors, mope
 
 from .cases import labelled_data, pair_data
 
@@ -165,11 +165,13 @@ def test_limit_takes_the_first_images():
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_a_few_modules_at_a_time_give_the_same(size, monkeypatch):
+def test_a_few_modules_at_a_time_give_the_same(size, tmp_path, monkeypatch):
     model = build("clip")
     data = pair_data(model)
     expected = module_pruning_errors(model, data, groups=3)
     monkeypatch.setattr(mope, "_CHUNK_MODULES", size)
+    assert module_pruning_errors(model, data, groups=3, resume=tmp_path / "kept.json") == expected
+    monkeypatch.setattr(ablated, "_CHUNK_BYTES", size * 4 * 32 * 20)  # 20 images of 32 values
     assert module_pruning_errors(model, data, groups=3) == expected
 
 
@@ -191,8 +193,8 @@ def test_a_job_that_stopped_continues_with_what_it_had(tmp_path, monkeypatch):
         computed.append([module.key for module in args[3]])
         return original(*args)
 
-    original = mope.embeddings_without
-    monkeypatch.setattr(mope, "embeddings_without", counting)
+    original = ablated.embeddings_without
+    monkeypatch.setattr(ablated, "embeddings_without", counting)
     with pytest.raises(Stop):
         module_pruning_errors(model, data, groups=3, resume=file)
     done = {key for chunk in computed for key in chunk}
@@ -203,13 +205,13 @@ def test_a_job_that_stopped_continues_with_what_it_had(tmp_path, monkeypatch):
     with pytest.raises(Stop):
         module_pruning_errors(model, data, groups=3, resume=file)
     assert not done & {key for chunk in computed for key in chunk}
-    monkeypatch.setattr(mope, "embeddings_without", original)
+    monkeypatch.setattr(ablated, "embeddings_without", original)
     assert module_pruning_errors(model, data, groups=3, resume=file) == expected
 
     def never(*args):
         raise AssertionError("everything was there")
 
-    monkeypatch.setattr(mope, "embeddings_without", never)
+    monkeypatch.setattr(ablated, "embeddings_without", never)
     assert module_pruning_errors(model, data, groups=3, resume=file) == expected
 
 

@@ -1,6 +1,8 @@
 """Heads, neurons and whole layers: which to keep, what the model is without the rest, and taking them out."""
 
-from .compact import CompactReport, LayerSizes, compact_
+from .choose import choose
+from .compact import compact_
+from .cut import CompactReport, LayerSizes
 from .keep import Keep, StructuredConfig
 from .mask import mask_modules
 from .modules import ModuleError
@@ -13,6 +15,7 @@ __all__ = [
     "LayerSizes",
     "ModuleError",
     "StructuredConfig",
+    "choose",
     "compact_",
     "mask_modules",
     "module_pruning_errors",

@@ -1,4 +1,4 @@
-"""Embeddings of a tower without each of several modules, computed from the missing module on."""
+"""A model's score without each of several modules, each tower run from the missing module on."""
 
 from __future__ import annotations
 
@@ -6,17 +6,102 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..data import LabelledData, PairData
+from ..evaluate import embed_images, embed_texts, score_embeddings, texts_to_embed
+from ..models.running import image_dtype, model_device
 from ..reuse import Memory, inside, outside
 from .mask import silence
 from .modules import Removable
 from .plan import plan_of
 
-__all__ = ["embeddings_without"]
+__all__ = ["EmbeddedData", "embeddings_without"]
+
+Advance = Callable[[float], object]
+
+# Embeddings held at once.
+_CHUNK_BYTES = 1 << 29
+
+
+class EmbeddedData:
+    """Data embedded by the full model once, of which one tower's embeddings are exchanged at a time.
+
+    Args:
+        model: in eval mode, its attention split.
+        data: of `load_data`.
+        batch_size: images, or texts, at once.
+        chunk: modules judged before their scores are yielded; None takes what memory allows.
+
+    """
+
+    def __init__(
+        self, model: nn.Module, data: PairData | LabelledData, batch_size: int, chunk: int | None
+    ) -> None:
+        self._model, self._data, self._batch_size, self._chunk = model, data, batch_size, chunk
+        self._images = torch.empty(0)
+        self._index: list[int] = []
+        self._texts: list[Tensor] = []
+        self._lists: list[list[str]] = []
+
+    def score(self) -> float:
+        """Embed everything, and score the full model; this comes first."""
+        model, data, size = self._model, self._data, self._batch_size
+        self._images, self._index = embed_images(model, data, batch_size=size, progress=False)
+        self._lists = texts_to_embed(data, self._index)
+        self._texts = [
+            embed_texts(model, own, data.tokenizer, batch_size=size, progress=False) for own in self._lists
+        ]
+        return score_embeddings(data, self._images, self._index, self._texts).primary
+
+    def scores_without(self, removed: Sequence[Removable], advance: Advance) -> Iterator[dict[str, float]]:
+        """Yield scores by the keys of the modules, some at a time.
+
+        Args:
+            removed: modules of both towers.
+            advance: told how many modules, or which fraction of one, are done.
+
+        """
+        model, rows = self._model, [len(own) for own in self._lists]
+        for tower, inputs, counts in (
+            ("visual", self._pictures, [len(self._images)]),
+            ("text", self._sentences, rows),
+        ):
+            own = [module for module in removed if module.tower == tower]
+            # those of one layer together; one that is in all layers starts with the first
+            own.sort(key=lambda module: (module.blocks[0].index, len(module.blocks)))
+            size = max(1, _CHUNK_BYTES // (4 * self._images.shape[1] * sum(counts)))
+            size = size if self._chunk is None else min(size, self._chunk)
+            tick = partial(advance, 1 / sum(-(-count // self._batch_size) for count in counts))
+            for start in range(0, len(own), size):
+                chunk = own[start : start + size]
+                found = embeddings_without(model, partial(_encode, model, tower), inputs(), chunk, tick)
+                yield {m.key: self._score(m, e) for m, e in zip(chunk, found, strict=True)}
+
+    def _score(self, module: Removable, embeddings: Tensor) -> float:
+        if not bool(embeddings.isfinite().all()):
+            raise ValueError(
+                f"without {module.key}: the {module.tower} tower gives NaN or infinite embeddings"
+            )
+        if module.tower == "visual":
+            return score_embeddings(self._data, embeddings, self._index, self._texts).primary
+        texts = torch.split(embeddings, [len(own) for own in self._lists])
+        return score_embeddings(self._data, self._images, self._index, texts).primary
+
+    def _pictures(self) -> Iterator[Tensor]:
+        device, dtype = model_device(self._model), image_dtype(self._model)
+        for batch in self._data.batches(self._batch_size):
+            yield batch.images.to(device, dtype if batch.images.is_floating_point() else None)
+
+    def _sentences(self) -> Iterator[Tensor]:
+        device = model_device(self._model)
+        for own in self._lists:
+            for start in range(0, len(own), self._batch_size):
+                yield self._data.tokenizer(own[start : start + self._batch_size]).to(device)
 
 
 def embeddings_without(
@@ -90,3 +175,9 @@ class _Ablation:
                 for hook in silence(plan):
                     stack.callback(hook.remove)
             yield
+
+
+def _encode(model: Any, tower: str, batch: Tensor) -> Tensor:
+    encode = model.encode_image if tower == "visual" else model.encode_text
+    embeddings: Tensor = encode(batch, normalize=True).float()
+    return embeddings

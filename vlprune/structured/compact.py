@@ -1,68 +1,39 @@
-"""Heads, neurons and layers taken out of a model: what is left is a smaller dense model."""
+"""A model made smaller: by keep lists, or by how much is to stay."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import models
-from ..patterns import Pattern
-from .plan import BlockPlan, KeepLists, plan_of
-from .remove import check_heads, check_layers, check_neurons, keep_heads_, keep_layers_, keep_neurons_
+from ..data.dataset import ImageData
+from ..models.parts import block_parts
+from .choose import choose, counts_of
+from .criteria import loss_for, module_importance
+from .cut import CompactReport, check_cut, cut_
+from .keep import StructuredConfig
+from .modules import KINDS, ModuleError, removable_modules
+from .plan import KeepLists
+from .rewire import rewire_
 
-__all__ = ["CompactReport", "LayerSizes", "compact_"]
+__all__ = ["compact_"]
 
-_PATTERN = Pattern.parse("2:4")
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """One layer by its number and name before removal; heads and neurons before and after, 0 after removal.
-
-    Heads and neurons are None in a block in which they are not known.
-    """
-
-    tower: str
-    layer: int
-    name: str
-    stays: bool
-    heads: tuple[int, int] | None
-    neurons: tuple[int, int] | None
+_NEEDS_DATA = ("mope", "gradient")
 
 
-@dataclass(frozen=True)
-class CompactReport:
-    """What `compact_` did: every layer, the model's parameters before and after, and what to know besides."""
-
-    layers: tuple[LayerSizes, ...]
-    parameters: tuple[int, int]
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        before, after = self.parameters
-        lines = [f"{before:,} -> {after:,} parameters ({after / before:.1%})"]
-        for tower in dict.fromkeys(layer.tower for layer in self.layers):
-            own = [layer for layer in self.layers if layer.tower == tower]
-            counts = [f"{sum(layer.stays for layer in own)} of {len(own)} layers"]
-            for kind in ("heads", "neurons"):
-                sizes = [size for layer in own if (size := getattr(layer, kind)) is not None]
-                counts.append(f"{sum(s[1] for s in sizes):,} of {sum(s[0] for s in sizes):,} {kind}")
-            lines.append(f"{tower}: {', '.join(counts)}")
-        return "\n".join([*lines, *self.notes])
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def compact_(model: nn.Module, keep_lists: KeepLists, *, notes: Sequence[str] = ()) -> CompactReport:
-    """Take out, in place, what keep lists leave out; outputs equal those inside `mask_modules`.
+def compact_(
+    model: nn.Module,
+    config: StructuredConfig | KeepLists,
+    data: Any = None,
+    *,
+    notes: Sequence[str] = (),
+    recover: Callable[[nn.Module], object] | None = None,
+    progress: bool | None = None,
+) -> CompactReport:
+    """Take heads, neurons and layers out of a model, in place; outputs equal those inside `mask_modules`.
 
     A head takes its rows of q, k and v and its columns of the output projection with it, a neuron its row
     of the first and its column of the second MLP layer, a layer everything. A layer without heads or
@@ -70,67 +41,139 @@ def compact_(model: nn.Module, keep_lists: KeepLists, *, notes: Sequence[str] = 
     loses heads becomes `vlprune.nn.PackedAttention` (timm's stays timm's). Parameters that shrink are new
     objects: make optimizers afterwards.
 
+    With a `StructuredConfig` the modules are chosen (MoPE-CLIP, arXiv 2403.07839): under "mope" the neurons
+    are sorted (`rewire_`), errors measured (`module_pruning_errors`), and what is needed least is taken
+    out. With stage "pretrain" that is done once; with "finetune" first for heads and neurons, then, with
+    the errors of what is left, for layers.
+
     Args:
         model: an open_clip model, pruned or not, not yet sparsified.
-        keep_lists: ``{"visual": {"heads": {layer: [kept, ...]}, "neurons": {layer: [kept, ...]},
-            "layers": [kept, ...]}, "text": {...}}``. What is not named stays. Numbers are those before
-            this call; a second call counts what the first one left.
+        config: how much stays; or keep lists, ``{"visual": {"heads": {layer: [kept, ...]}, "neurons":
+            {layer: [kept, ...]}, "layers": [kept, ...]}, "text": {...}}``. What is not named stays. Numbers
+            are those before this call; a second call counts what the first one left.
+        data: of `load_data`, to choose by: other than what the result will be evaluated on.
         notes: sentences to put into the report.
+        recover: with stage "finetune" called with the model between width and depth, to train it.
+        progress: None shows a bar on a terminal, False never, True always.
+
+    Returns:
+        A report. Its `keep_lists` count heads, neurons and layers as they were before this call; its
+        `errors` are what they were chosen by, of groups of neurons after sorting.
 
     Raises:
-        ValueError: keep lists that do not fit the model; packed layers; a norm over all heads or neurons;
-            layers that run in step with others. The model is then as it was.
+        ValueError: keep lists or counts that do not fit the model; packed layers; a norm over all heads or
+            neurons; layers that run in step with others; no data where it is needed. The model is then as
+            it was. What `recover` raises comes after the width is gone.
 
     """
-    plans = plan_of(model, keep_lists)
-    for plan in plans:
-        if plan.stays:
-            _check(plan)
-    check_layers(model, plans)
-    before = _parameters(model)
-    sizes = tuple(_sizes(plan) for plan in plans)
-    patterned = [plan for plan in plans if plan.stays and plan.neurons is not None and _is_24(plan)]
-    split = models.split_attention_(model)
-    try:
-        for plan in plans:
-            if plan.stays and plan.heads is not None and (attention := plan.parts.attention):
-                keep_heads_(attention, plan.heads)
-            if plan.stays and plan.neurons is not None and (mlp := plan.parts.mlp):
-                keep_neurons_(mlp, plan.neurons)
-    finally:
-        models.merge_attention_(model, split)
-    said = list(notes)
-    if broken := sum(not _is_24(plan) for plan in patterned):
-        said.append(f"{broken} second MLP layers are not 2:4 any more: neurons went; prune to 2:4 afterwards")
-    keep_layers_(model, plans)
-    return CompactReport(sizes, (before, _parameters(model)), tuple(said))
+    if not isinstance(config, StructuredConfig):
+        return cut_(model, config, notes)
+    _rehearse(model, config)
+    if config.criterion == "mope" and not isinstance(data, ImageData):
+        raise ValueError(f"data: criterion mope needs data of load_data, got {type(data).__name__}")
+    if config.criterion in _NEEDS_DATA and data is None:
+        raise ValueError(f"data: criterion {config.criterion} needs data, for example of load_data")
+    wanted = [kind for kind in KINDS if _towers(config, kind)]
+    width = [kind for kind in wanted if kind != "layers"]
+    said = [*notes, *_rounded(model, config)]
+    if config.stage == "pretrain" or not width or "layers" not in wanted:
+        return _step_(model, config, data, wanted, said, progress)
+    first = _step_(model, config, data, width, said, progress)
+    if recover is not None:
+        recover(model)
+    return _joined(first, _step_(model, config, data, ["layers"], [], progress))
 
 
-def _check(plan: BlockPlan) -> None:
-    parts = plan.parts
-    if plan.heads is not None and parts.attention:
-        check_heads(parts.attention, len(plan.heads))
-    if plan.neurons is not None and parts.mlp:
-        check_neurons(parts.mlp)
+def _step_(
+    model: nn.Module,
+    config: StructuredConfig,
+    data: Any,
+    kinds: Sequence[str],
+    notes: Sequence[str],
+    progress: bool | None,
+) -> CompactReport:
+    """Judge, choose and take out these kinds at once."""
+    orders: dict[str, Tensor] = {}
+    if config.criterion == "mope" and "neurons" in kinds:
+        orders = rewire_(
+            model,
+            data,
+            towers=_towers(config, "neurons"),
+            loss=loss_for(data),
+            samples=config.samples,
+            batch_size=config.batch_size,
+        )
+    errors: list[ModuleError] = []
+    for tower in ("visual", "text"):
+        if own := [kind for kind in kinds if tower in _towers(config, kind)]:
+            errors += module_importance(model, data, config, tower, own, progress)
+    lists = choose(model, config, errors, kinds)
+    places = _original_places(model, orders)
+    report = cut_(model, lists, notes)
+    for (tower, layer), order in places.items():
+        neurons = report.keep_lists.get(tower, {}).get("neurons", {})
+        if layer in neurons:
+            neurons[layer] = sorted(order[neurons[layer]].tolist())
+    return replace(report, errors=tuple(errors))
 
 
-def _sizes(plan: BlockPlan) -> LayerSizes:
-    def change(total: int, kept: tuple[int, ...] | None) -> tuple[int, int]:
-        return total, 0 if not plan.stays else total if kept is None else len(kept)
-
-    parts, block = plan.parts, plan.block
-    heads = change(parts.attention.num_heads, plan.heads) if parts.attention else None
-    neurons = change(parts.mlp.neurons, plan.neurons) if parts.mlp else None
-    return LayerSizes(block.tower, block.index, block.name, plan.stays, heads, neurons)
+def _towers(config: StructuredConfig, kind: str) -> list[str]:
+    """Towers of which a kind is to be chosen."""
+    pairs = (("visual", config.visual), ("text", config.text))
+    return [tower for tower, keep in pairs if keep is not None and getattr(keep, kind) is not None]
 
 
-def _is_24(plan: BlockPlan) -> bool:
-    mlp = plan.parts.mlp
-    weight = getattr(mlp.fc2, "weight", None) if mlp else None
-    if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.numel():
-        return False
-    return _PATTERN.holds(weight)
+def _rehearse(model: nn.Module, config: StructuredConfig) -> None:
+    """Raise ValueError if what the config leaves cannot be what is left."""
+    errors: list[ModuleError] = []
+    for kind in KINDS:
+        if towers := [tower for tower in _towers(config, kind) if tower in models.view(model).towers]:
+            errors += [m.costing(0.0) for m in removable_modules(model, [kind], towers, 1, False)]
+    check_cut(model, choose(model, config, errors))
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _rounded(model: nn.Module, config: StructuredConfig) -> list[str]:
+    """Say once what was rounded."""
+    said: dict[str, None] = {}
+    for name, keep in (("visual", config.visual), ("text", config.text)):
+        if keep is not None:
+            blocks = models.view(model).towers[name].blocks
+            for block in blocks:
+                said |= dict.fromkeys(f"{name}: {note}" for note in counts_of(keep, block, len(blocks)).notes)
+    return list(said)
+
+
+def _original_places(model: nn.Module, orders: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """The permutations of `rewire_` by tower and layer."""
+    blocks = [block for tower in models.view(model).towers.values() for block in tower.blocks]
+    return {
+        (block.tower, block.index): orders[mlp.fc1_name]
+        for block in blocks
+        if (mlp := block_parts(block).mlp) and mlp.fc1_name in orders
+    }
+
+
+def _joined(width: CompactReport, depth: CompactReport) -> CompactReport:
+    """One report of both steps."""
+    layers = tuple(
+        replace(
+            before,
+            stays=after.stays,
+            heads=None if before.heads is None or after.heads is None else (before.heads[0], after.heads[1]),
+            neurons=None
+            if before.neurons is None or after.neurons is None
+            else (before.neurons[0], after.neurons[1]),
+        )
+        for before, after in zip(width.layers, depth.layers, strict=True)
+    )
+    towers = [tower for tower in ("visual", "text") if tower in {**width.keep_lists, **depth.keep_lists}]
+    lists: dict[str, dict[str, Any]] = {
+        t: {**width.keep_lists.get(t, {}), **depth.keep_lists.get(t, {})} for t in towers
+    }
+    return CompactReport(
+        layers,
+        (width.parameters[0], depth.parameters[1]),
+        (*width.notes, *depth.notes),
+        lists,
+        (*width.errors, *depth.errors),
+    )

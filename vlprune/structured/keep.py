@@ -9,6 +9,8 @@ from typing import Any
 __all__ = ["Keep", "KeepCounts", "StructuredConfig", "round_keep"]
 
 STAGES = ("finetune", "pretrain")
+CRITERIA = ("mope", "magnitude", "gradient", "random")
+SCOPES = ("layer", "tower")
 
 # Matrix units take sixteen values of an accumulated dimension at a time in bf16; 2:4 needs four.
 NEURON_MULTIPLE = 16
@@ -78,19 +80,33 @@ class Keep:
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredConfig:
-    """What stays of a model.
+    """How much of a model stays, and what it is chosen by.
 
     Args:
         visual: of the image tower; None leaves it whole.
         text: of the text tower; None leaves it whole.
         stage: "finetune" compresses in width, then in depth, with training in between; "pretrain"
             takes both in one step, before a single training (MoPE-CLIP, arXiv 2403.07839, section 3.3).
+        criterion: "mope" removes first what the model scores best without; "magnitude" what has the
+            smallest weights, "gradient" what changes the loss least to first order (the paper's baselines
+            MagnCLIP and DynaCLIP); "random".
+        scope: "layer" leaves every layer as many heads and neurons, as published; "tower" as many together.
+        groups: of neurons in a layer, which "mope" judges as one.
+        samples: images of the data used at most.
+        batch_size: images at once.
+        seed: of "random".
 
     """
 
     visual: Keep | None = None
     text: Keep | None = None
     stage: str = "finetune"
+    criterion: str = "mope"
+    scope: str = "layer"
+    groups: int = 8
+    samples: int = 512
+    batch_size: int = 64
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -98,8 +114,13 @@ class StructuredConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Keep):
                 raise ValueError(f"{name}: expected Keep(heads=.., neurons=.., layers=..), got {value!r}")
-        if self.stage not in STAGES:
-            raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {self.stage!r}")
+        for name, allowed in (("stage", STAGES), ("criterion", CRITERIA), ("scope", SCOPES)):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        for name in ("groups", "samples", "batch_size", "seed"):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from .. import models
 from ..data import LabelledData, PairData
 from ..data.dataset import ImageData, require_count
-from ..evaluate import embed_images, embed_texts, evaluate, score_embeddings, texts_to_embed
-from ..models.running import evaluating, image_dtype, model_device
-from .ablated import embeddings_without
+from ..evaluate import evaluate
+from ..models.running import evaluating
+from .ablated import EmbeddedData
 from .mask import mask_modules
 from .modules import ModuleError, Removable, removable_modules
 from .progress import KeptScores, fingerprint
@@ -29,9 +29,8 @@ Metric = Callable[[nn.Module, Any], float]
 
 METRICS: dict[str, type[Any]] = {"retrieval": PairData, "accuracy": LabelledData}
 
-# At most this many modules and bytes of embeddings before the scores are written.
+# Modules lost at most when a job is killed; each time, a few forwards more to remember the activations.
 _CHUNK_MODULES = 64
-_CHUNK_BYTES = 1 << 29
 
 
 @torch.inference_mode(False)
@@ -92,8 +91,15 @@ def module_pruning_errors(
     with ExitStack() as stack:
         stack.callback(models.merge_attention_, model, models.split_attention_(model))
         stack.enter_context(evaluating(model))
-        score: Metric = partial(_evaluated, batch_size) if isinstance(metric, str) else metric
-        full, ran = _watched(model, data, score)
+        whole: Callable[[], float]
+        scores: Callable[[Sequence[Removable], Callable[[float], object]], Iterator[dict[str, float]]]
+        if reuse and isinstance(metric, str):
+            embedded = EmbeddedData(model, data, batch_size, _CHUNK_MODULES if resume else None)
+            whole, scores = embedded.score, embedded.scores_without
+        else:
+            score: Metric = partial(_evaluated, batch_size) if isinstance(metric, str) else metric
+            whole, scores = partial(score, model, data), partial(scores_of_whole_models, model, data, score)
+        full, ran = _watched(model, whole)
         listed = [module for module in listed if ran.issuperset(block.name for block in module.blocks)]
         left = [module for module in listed if module.key not in kept.scores]
         bar = stack.enter_context(
@@ -106,14 +112,24 @@ def module_pruning_errors(
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
             )
         )
-        if reuse and isinstance(metric, str):
-            _score_reusing(model, data, left, batch_size, kept, bar)
-        else:
-            for module in left:
-                with mask_modules(model, module.keep):
-                    kept.add({module.key: _number(score(model, data), f"without {module.key}")})
-                bar.update()
+        for found in scores(left, bar.update):
+            kept.add(found)
     return [module.costing(full - kept.scores[module.key]) for module in listed]
+
+
+def scores_of_whole_models(
+    model: nn.Module,
+    data: Any,
+    score: Metric,
+    removed: Sequence[Removable],
+    advance: Callable[[float], object],
+) -> Iterator[dict[str, float]]:
+    """Run the whole model without each module, as published; yield the scores by the modules' keys."""
+    for module in removed:
+        with mask_modules(model, module.keep):
+            found = {module.key: _number(score(model, data), f"without {module.key}")}
+        advance(1)
+        yield found
 
 
 def _checked(data: Any, metric: str | Metric, limit: int | None, resume: Any) -> Any:
@@ -136,7 +152,7 @@ def _evaluated(batch_size: int, model: nn.Module, data: Any) -> float:
     return evaluate(model, data, batch_size=batch_size, progress=False).primary
 
 
-def _watched(model: nn.Module, data: Any, score: Metric) -> tuple[float, set[str]]:
+def _watched(model: nn.Module, whole: Callable[[], float]) -> tuple[float, set[str]]:
     """The full model's score, and the names of the blocks that ran for it."""
     ran: set[str] = set()
     with ExitStack() as stack:
@@ -144,7 +160,7 @@ def _watched(model: nn.Module, data: Any, score: Metric) -> tuple[float, set[str
             for block in tower.blocks:
                 hook = block.module.register_forward_pre_hook(lambda *_, name=block.name: ran.add(name))
                 stack.callback(hook.remove)
-        return _number(score(model, data), "of the full model"), ran
+        return _number(whole(), "of the full model"), ran
 
 
 def _number(score: Any, whose: str) -> float:
@@ -152,58 +168,3 @@ def _number(score: Any, whose: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"metric: expected a finite score {whose}, got {number}")
     return number
-
-
-def _score_reusing(
-    model: nn.Module,
-    data: PairData | LabelledData,
-    removed: Sequence[Removable],
-    batch_size: int,
-    kept: KeptScores,
-    bar: Any,
-) -> None:
-    if not removed:
-        return
-    images, index = embed_images(model, data, batch_size=batch_size, progress=False)
-    lists = texts_to_embed(data, index)
-    texts = [embed_texts(model, own, data.tokenizer, batch_size=batch_size, progress=False) for own in lists]
-    device, dtype = model_device(model), image_dtype(model)
-
-    def pictures() -> Iterator[Tensor]:
-        for batch in data.batches(batch_size):
-            yield batch.images.to(device, dtype if batch.images.is_floating_point() else None)
-
-    def sentences() -> Iterator[Tensor]:
-        for own in lists:
-            for start in range(0, len(own), batch_size):
-                yield data.tokenizer(own[start : start + batch_size]).to(device)
-
-    for tower, inputs, rows in (
-        ("visual", pictures, [len(images)]),
-        ("text", sentences, [len(own) for own in lists]),
-    ):
-        own = [module for module in removed if module.tower == tower]
-        # those of one layer together; one that is in all layers starts with the first
-        own.sort(key=lambda module: (module.blocks[0].index, len(module.blocks)))
-        encode = partial(_encode, model, tower)
-        size = max(1, min(_CHUNK_MODULES, _CHUNK_BYTES // (4 * images.shape[1] * sum(rows))))
-        tick = partial(bar.update, 1 / sum(-(-count // batch_size) for count in rows))
-        for start in range(0, len(own), size):
-            chunk = own[start : start + size]
-            found = embeddings_without(model, encode, inputs(), chunk, tick)
-            scores = {}
-            for module, embeddings in zip(chunk, found, strict=True):
-                if not bool(embeddings.isfinite().all()):
-                    raise ValueError(
-                        f"without {module.key}: the {tower} tower gives NaN or infinite embeddings"
-                    )
-                parts = embeddings.split(rows)
-                both = (embeddings, texts) if tower == "visual" else (images, parts)
-                scores[module.key] = score_embeddings(data, both[0], index, both[1]).primary
-            kept.add(scores)
-
-
-def _encode(model: Any, tower: str, batch: Tensor) -> Tensor:
-    encode = model.encode_image if tower == "visual" else model.encode_text
-    embeddings: Tensor = encode(batch, normalize=True).float()
-    return embeddings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from .. import models
 from ..losses import Loss, loss_and_batches
 from ..models.parts import MlpParts, block_parts
-from ..models.running import evaluating
+from .gradients import mean_gradients
+from .modules import check_names
 from .remove import check_neurons
 
 __all__ = ["neuron_importance", "rewire_"]
@@ -56,7 +56,10 @@ def rewire_(
         check_neurons(mlp)
     fn, batches = loss_and_batches(loss, model, data, samples=samples, batch_size=batch_size)
     parameters = [p for mlp in mlps for p in _parameters(mlp) if p is not None]
-    gradients = dict(zip(parameters, _gradients(model, fn, batches, parameters), strict=True))
+    found = mean_gradients(model, fn, batches, parameters)
+    if all(gradient is None for gradient in found):
+        raise ValueError("loss: it does not depend on any MLP of the model")
+    gradients = {p: torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)}
     orders: dict[str, Tensor] = {}
     for mlp in mlps:
         fc1, fc2, bias = _parameters(mlp)
@@ -104,9 +107,7 @@ def neuron_importance(
 
 def _mlps(model: nn.Module, towers: Sequence[str]) -> list[MlpParts]:
     known = models.view(model).towers
-    if isinstance(towers, str) or not towers or (unknown := [name for name in towers if name not in known]):
-        wrong = towers if isinstance(towers, str) or not towers else unknown[0]
-        raise ValueError(f"towers: expected some of {', '.join(known)}, got {wrong!r}")
+    check_names("towers", towers, tuple(known))
     parts = [block_parts(block).mlp for name in towers for block in known[name].blocks]
     return [mlp for mlp in parts if mlp is not None]
 
@@ -116,31 +117,6 @@ def _parameters(mlp: MlpParts) -> tuple[Tensor, Tensor, Tensor | None]:
     assert isinstance(fc1, nn.Linear)
     assert isinstance(fc2, nn.Linear)
     return fc1.weight, fc2.weight, fc1.bias
-
-
-def _gradients(
-    model: nn.Module, fn: Loss, batches: Sequence[Any], parameters: Sequence[Tensor]
-) -> list[Tensor]:
-    """Mean over all samples of the loss's gradient; zero for what the loss does not depend on."""
-    total = sum(len(batch.images) for batch in batches)
-    means = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.enable_grad())
-        for every in model.parameters():
-            stack.callback(every.requires_grad_, every.requires_grad)
-            every.requires_grad_(False)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for batch in batches:
-            value = fn(model, batch)
-            if not value.requires_grad:
-                raise ValueError("loss: it does not depend on any MLP of the model")
-            found = torch.autograd.grad(value, parameters, allow_unused=True)
-            for mean, gradient in zip(means, found, strict=True):
-                if gradient is not None:
-                    mean.add_(gradient, alpha=len(batch.images) / total)
-    return means
 
 
 @torch.no_grad()
