@@ -97,6 +97,12 @@ def test_no_layers_at_all():
     [
         ({"visual": 0.5}, r"visual: expected Keep\(heads=.., neurons=.., layers=..\), got 0.5"),
         ({"stage": "both"}, "stage: expected one of finetune, pretrain, got 'both'"),
+        ({"criterion": "wanda"}, "criterion: expected one of mope, magnitude, gradient, random, got 'wanda'"),
+        ({"scope": "model"}, "scope: expected one of layer, tower, got 'model'"),
+        ({"groups": 0}, "groups: expected a whole number of at least 1, got 0"),
+        ({"samples": 1.0}, "samples: expected a whole number of at least 1, got 1.0"),
+        ({"batch_size": True}, "batch_size: expected a whole number of at least 1, got True"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
     ],
 )
 def test_bad_configs(fields, message):
@@ -105,7 +111,7 @@ def test_bad_configs(fields, message):
 
 
 def test_config_through_json():
-    config = StructuredConfig(visual=Keep(heads=0.5, layers=12), stage="pretrain")
+    config = StructuredConfig(visual=Keep(heads=0.5, layers=12), stage="pretrain", criterion="random", seed=3)
     assert StructuredConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="structured config: unknown field 'speed'"):
         StructuredConfig.from_dict({"speed": 2})

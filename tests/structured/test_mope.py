@@ -12,10 +12,12 @@ from torch import nn
 
 import vlprune
 from vlprune import demo, models
+from vlprune.data import PairData
+from vlprune.data.listing import Problems
 from vlprune.models.parts import block_parts
 from vlprune.structured import ablated, mask_modules, module_pruning_errors, mope
 
-from .cases import labelled_data, pair_data
+from .cases import Numbered, labelled_data, pair_data
 
 
 def naive(model, data, towers=("visual", "text"), groups=3, batch_size=8, ran=lambda block: True):
@@ -94,6 +96,10 @@ def test_a_function_sees_the_model_without_each_module():
     model = build("clip")
     data = [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))]
 
+    class Size:
+        def __call__(self, model, data):
+            return size(model, data)
+
     def size(model, data):
         assert not model.training
         with torch.no_grad():
@@ -107,7 +113,7 @@ def test_a_function_sees_the_model_without_each_module():
             with mask_modules(model, {"visual": {"heads": {layer: [h for h in range(4) if h != head]}}}):
                 expected["visual", layer, "heads", head] = full - size(model, data)
     model.train()
-    found = named(module_pruning_errors(model, data, ["heads"], size, ["visual", "text"]))
+    found = named(module_pruning_errors(model, data, ["heads"], Size(), ["visual", "text"]))
     assert found == expected  # this function does not run the text tower
     assert len(set(found.values())) == 12
     assert all(module.training for module in model.modules())
@@ -155,6 +161,20 @@ def test_a_failure_leaves_nothing_behind_either():
         module_pruning_errors(model, pair_data(model, 6), metric=fail)
     assert isinstance(model.visual.transformer.resblocks[0].attn, nn.MultiheadAttention)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_images_that_cannot_be_decoded_are_left_out():
+    model = build("clip")
+    whole = pair_data(model)
+    broken = [Numbered(i) for i in range(20)]
+    for i in (3, 17):
+        broken[i].open = lambda: None  # which is no picture
+    data = PairData(broken, whole.captions, whole.preprocess, whole.tokenizer, Problems("skip"))
+    arguments = {"batch_size": 8, "groups": 2}
+    found = module_pruning_errors(model, data, **arguments)
+    assert data.skipped == 2
+    kept = [i for i in range(20) if i not in (3, 17)]
+    assert found == module_pruning_errors(model, whole.subset(kept), **arguments)
 
 
 def test_limit_takes_the_first_images():

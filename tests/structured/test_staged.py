@@ -113,6 +113,14 @@ def test_rounding_is_said_once():
     assert report.notes == ("mine", said)
 
 
+def test_an_only_layer_stays_without_being_judged():
+    model = build("clip")
+    compact_(model, {"visual": {"layers": [1]}})
+    report = compact_(model, StructuredConfig(visual=Keep(heads=2, layers=0.5), **SMALL), pair_data(model))
+    assert [(s.stays, s.heads) for s in report.layers if s.tower == "visual"] == [(True, (4, 2))]
+    assert {e.kind for e in report.errors} == {"heads"}
+
+
 def test_coca_keeps_its_decoder():
     model = build("coca")
     data = pair_data(model)

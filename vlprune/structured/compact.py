@@ -73,7 +73,7 @@ def compact_(
         raise ValueError(f"data: criterion mope needs data of load_data, got {type(data).__name__}")
     if config.criterion in _NEEDS_DATA and data is None:
         raise ValueError(f"data: criterion {config.criterion} needs data, for example of load_data")
-    wanted = [kind for kind in KINDS if _towers(config, kind)]
+    wanted = [kind for kind in KINDS if _towers(model, config, kind)]
     width = [kind for kind in wanted if kind != "layers"]
     said = [*notes, *_rounded(model, config)]
     if config.stage == "pretrain" or not width or "layers" not in wanted:
@@ -98,14 +98,14 @@ def _step_(
         orders = rewire_(
             model,
             data,
-            towers=_towers(config, "neurons"),
+            towers=_towers(model, config, "neurons"),
             loss=loss_for(data),
             samples=config.samples,
             batch_size=config.batch_size,
         )
     errors: list[ModuleError] = []
     for tower in ("visual", "text"):
-        if own := [kind for kind in kinds if tower in _towers(config, kind)]:
+        if own := [kind for kind in kinds if tower in _towers(model, config, kind)]:
             errors += module_importance(model, data, config, tower, own, progress)
     lists = choose(model, config, errors, kinds)
     places = _original_places(model, orders)
@@ -117,17 +117,22 @@ def _step_(
     return replace(report, errors=tuple(errors))
 
 
-def _towers(config: StructuredConfig, kind: str) -> list[str]:
-    """Towers of which a kind is to be chosen."""
-    pairs = (("visual", config.visual), ("text", config.text))
-    return [tower for tower, keep in pairs if keep is not None and getattr(keep, kind) is not None]
+def _towers(model: nn.Module, config: StructuredConfig, kind: str) -> list[str]:
+    """Towers of which a kind is to be chosen; an only layer leaves no choice."""
+    known = models.view(model).towers
+    return [
+        name
+        for name, keep in (("visual", config.visual), ("text", config.text))
+        if keep is not None and getattr(keep, kind) is not None and name in known
+        if kind != "layers" or len(known[name].blocks) > 1
+    ]
 
 
 def _rehearse(model: nn.Module, config: StructuredConfig) -> None:
     """Raise ValueError if what the config leaves cannot be what is left."""
     errors: list[ModuleError] = []
     for kind in KINDS:
-        if towers := [tower for tower in _towers(config, kind) if tower in models.view(model).towers]:
+        if towers := _towers(model, config, kind):
             errors += [m.costing(0.0) for m in removable_modules(model, [kind], towers, 1, False)]
     check_cut(model, choose(model, config, errors))
 

@@ -85,7 +85,7 @@ def module_pruning_errors(
     data = _checked(data, metric, limit, resume)
     require_count("batch_size", batch_size)
     listed = removable_modules(model, modules, towers, groups, across_layers)
-    name = metric if isinstance(metric, str) else f"{metric.__module__}.{metric.__qualname__}"
+    name = metric if isinstance(metric, str) else _name(metric)
     settings = (name, sorted(module.key for module in listed), groups, batch_size)
     kept = KeptScores(resume, "" if resume is None else fingerprint(model, data, *settings))
     with ExitStack() as stack:
@@ -146,6 +146,11 @@ def _checked(data: Any, metric: str | Metric, limit: int | None, resume: Any) ->
         if value is not None and not own:
             raise ValueError(f"{name}: needs data of load_data, got {type(data).__name__}")
     return data.subset(limit) if own else data
+
+
+def _name(function: Metric) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _evaluated(batch_size: int, model: nn.Module, data: Any) -> float:
