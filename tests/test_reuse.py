@@ -135,7 +135,33 @@ class WritesBehind(nn.Module):
         return y
 
 
+class WritesIntoBoth(WritesBehind):
+    """The same, and what the submodule got is needed afterwards."""
+
+    def forward(self, x):
+        return super().forward(x) + x
+
+
+class Doubles(nn.Module):
+    """Writes into its input, and returns something else."""
+
+    def forward(self, x):
+        x.mul_(2)
+        return x + 1
+
+
+class NeedsTheInput(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+
+    def forward(self, x):
+        return self.first(x) * x
+
+
 BETWEEN = {
+    "an output that is an input, both needed": lambda: WritesIntoBoth(Passes()),
+    "its input, which is needed": lambda: NeedsTheInput(Doubles()),
     "writes into its input": AddsInPlace,
     "relu in place": lambda: nn.ReLU(inplace=True),
     "writes into an output": lambda: WritesBehind(nn.Linear(4, 4)),
@@ -179,6 +205,15 @@ def test_writing_in_place_is_survived(between, inference):
         with torch.no_grad():
             layer.bias.sub_(2)
         memory.record(run)
+
+
+def test_what_writes_into_its_input_always_computes():
+    model = NeedsTheInput(Doubles())
+    x = torch.randn(3, 4)
+    memory = Memory([model.first])
+    memory.record(lambda: model(x.clone()))
+    with memory.answering():
+        assert torch.equal(model(x.clone()), (2 * x + 1) * 2 * x)
 
 
 def test_what_others_write_into_still_answers():
@@ -309,7 +344,7 @@ class Tied(nn.Module):
         self.product = Product()
 
     def forward(self, x):
-        return self.product(self.tied(x), self.layer.weight), self.layer(x)
+        return self.product(x, self.layer.weight), self.tied(x), self.layer(x)
 
 
 class Product(nn.Module):
@@ -325,8 +360,9 @@ def test_a_shared_weight_is_a_change_wherever_it_is_used():
     kept = model.layer.weight.data
     model.layer.weight.data = torch.zeros(4, 4)
     with memory.answering([model.layer]):
-        product, own = model(x)
+        product, tied, own = model(x)
     assert torch.equal(product, torch.zeros(3, 4))
+    assert torch.equal(tied, model.tied.bias.expand(3, 4))
     assert torch.equal(own, model.layer.bias.expand(3, 4))
     model.layer.weight.data = kept
 

@@ -124,10 +124,10 @@ class Memory:
         before = _states(inputs)
         output = compute(*args, **kwargs)
         returned = tree_leaves(output)
-        if copying:  # a copy would not be written into along with the input it shared memory with
-            repeatable = all(map(_same, seen, inputs)) and _storages(inputs).isdisjoint(_storages(returned))
-        else:
-            repeatable = _states(inputs) == before
+        # an answer writes into nothing, and a copy is not written into along with what it was copied from
+        repeatable = not copying or (
+            all(map(_same, seen, inputs)) and _storages(inputs).isdisjoint(_storages(returned))
+        )
         if repeatable and all(isinstance(leaf, _COMPARABLE) for leaf in (*inputs, *returned)):
             states = [] if copying else before + _states(returned)
             self._calls[module].append(_Call(seen, form, _kept(output, copying), copying, states))
