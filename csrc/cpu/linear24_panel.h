@@ -1,6 +1,6 @@
 // linear24 with tokens on the lanes: for many tokens.
 //
-// x is packed into panels of 64 inputs x panel_vectors vectors of tokens, small enough to stay in the first-level cache. For
+// x is packed into panels of 64 inputs x panel_vectors vectors of tokens, which stay in the first-level cache. For
 // each kept weight: one offset, one broadcast, and for every vector of tokens one multiply-add whose operand
 // is read from the panel. The sums of one output row are the registers; between input blocks they rest in a
 // chunk of rows that fits the second-level cache.
@@ -173,43 +173,69 @@ struct Panel {
         }
     }
 
-    // Pieces that the rows of a token block are cut into: at most chunk_units each, about eight pieces of work
-    // for each part but none below 128 rows (for which loading a panel begins to tell), and at least as many
-    // as there are parts, evenly divided among them.
-    static int64_t pieces_of(int64_t units, int64_t token_blocks, int parts) {
-        int64_t pieces = least(ceil_div(8 * parts, token_blocks), ceil_div(units, 8));
-        pieces = most(pieces, ceil_div(units, chunk_units));
-        int64_t common = token_blocks, rest = parts;
-        while (rest != 0) {
-            const int64_t next = common % rest;
-            common = rest;
-            rest = next;
+    // The work is the sequence (token block, unit of rows). Token blocks differ by a vector at most, and a part's
+    // share is cut by what its units cost, in vectors.
+    struct Work {
+        int64_t vectors, token_blocks, units;
+
+        int64_t first_vector(int64_t block) const { return vectors * block / token_blocks; }
+        // The first unit of a part's share; for part == parts the end of the last.
+        int64_t begin(int64_t part, int64_t parts) const {
+            const int64_t cost = vectors * units * part / parts;
+            int64_t block = least(token_blocks - 1, cost / units * token_blocks / vectors);
+            while (first_vector(block + 1) * units <= cost && block + 1 < token_blocks) ++block;
+            const int64_t height = first_vector(block + 1) - first_vector(block);
+            return block * units + (cost - first_vector(block) * units) / height;
         }
-        const int64_t step = parts / common;
-        return least(units, ceil_div(pieces, step) * step);
+    };
+
+    // A run of units of one token block.
+    struct Piece {
+        int64_t block, first, last;
+    };
+
+    // The next piece for `part`, of its own share or else of what others have not come to. Half of what is left of
+    // a share, so that the parts end together, but no less than 64 rows: then loading a panel tells.
+    static bool next(const Linear24& p, const Work& work, int part, int parts, Piece& piece) {
+        for (int i = 0; i < parts; ++i) {
+            const int owner = part + i < parts ? part + i : part + i - parts;
+            const int64_t begin = work.begin(owner, parts), end = work.begin(owner + 1, parts);
+            int64_t* claimed = &p.cursors[owner].claimed;
+            int64_t done = __atomic_load_n(claimed, __ATOMIC_RELAXED);
+            while (done < end - begin) {
+                const int64_t at = begin + done, first = at % work.units;
+                const int64_t left = least(end - at, work.units - first);
+                const int64_t count = least(ceil_div(left, ceil_div(left, chunk_units)), most(4, (end - at + 1) / 2));
+                const int64_t taken = least(left, count);
+                if (__atomic_compare_exchange_n(claimed, &done, done + taken, false, __ATOMIC_RELAXED,
+                                                __ATOMIC_RELAXED)) {
+                    piece = {at / work.units, first, first + taken};
+                    return true;
+                }
+            }
+        }
+        return false;
     }
 
     static void run(const Linear24& p, int part, int parts) {
         const int64_t vectors = ceil_div(p.tokens, W), units = ceil_div(p.out, unit_rows);
-        int64_t token_blocks = ceil_div(vectors, V::panel_vectors);
-        token_blocks = most(token_blocks, least(vectors, ceil_div(parts, units)));
-        const int64_t pieces = pieces_of(units, token_blocks, parts);
+        const int64_t token_blocks =
+            most(ceil_div(vectors, V::panel_vectors), least(vectors, ceil_div(parts, units)));
+        const Work work{vectors, token_blocks, units};
         const size_t panel_floats = static_cast<size_t>(ceil_div(p.in, block_inputs) * block_inputs * stride);
         float* panels = nullptr;
         int64_t packed = -1, token = 0, tokens = 0;
-        for (int64_t at; (at = claim(p, token_blocks * pieces, part, parts)) >= 0;) {
+        for (Piece piece; next(p, work, part, parts, piece);) {
             if (panels == nullptr)
                 panels = static_cast<float*>(
                     linear24_workspace((panel_floats + chunk_units * unit_rows * stride) * sizeof(float)));
-            const int64_t block = at / pieces, piece = at % pieces;
-            if (block != packed) {
-                token = vectors * block / token_blocks * W;
-                tokens = least(vectors * (block + 1) / token_blocks * W, p.tokens) - token;
+            if (piece.block != packed) {
+                token = work.first_vector(piece.block) * W;
+                tokens = least(work.first_vector(piece.block + 1) * W, p.tokens) - token;
                 pack(p, token, tokens, panels);
-                packed = block;
+                packed = piece.block;
             }
-            run_rows(p, panels, panels + panel_floats, token, tokens, units * piece / pieces,
-                     units * (piece + 1) / pieces);
+            run_rows(p, panels, panels + panel_floats, token, tokens, piece.first, piece.last);
         }
     }
 };
