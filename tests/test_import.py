@@ -39,7 +39,8 @@ def test_import_alone_registers_the_operators():
     ["prune_", "sparsify_", "save_pretrained", "from_pretrained", "load_data", "evaluate", "masks",
      "apply_masks_", "split_attention_", "merge_attention_", "backends", "why_not", "WandaConfig",
      "MagnitudeConfig", "SparseGPTConfig", "RIAConfig", "Uniform", "PerTower", "PerLayer", "ECoFLaP", "OWL",
-     "AttentionMask", "Modality", "ATV"],
+     "AttentionMask", "Modality", "ATV", "Keep", "StructuredConfig", "compact_", "rewire_",
+     "module_pruning_errors"],
 )  # fmt: skip
 def test_public_names(name):
     import vlprune

@@ -1,6 +1,6 @@
 """Prune CLIP-style vision-language models, run them faster, and prove what that cost."""
 
-from . import allocation, nn, ops, scoring
+from . import allocation, nn, ops, scoring, structured
 from ._version import __version__
 from .allocation import OWL, ECoFLaP, PerLayer, PerTower, Uniform
 from .checkpoint import from_pretrained, save_pretrained
@@ -13,6 +13,7 @@ from .ops import backends, why_not
 from .patterns import PatternError
 from .prune import PruneReport, prune_
 from .sparsify import SparsifyReport, sparsify_
+from .structured import Keep, StructuredConfig, compact_, module_pruning_errors, rewire_
 from .targets import NoMatchError
 from .token_weights import ATV, AttentionMask, Modality
 
@@ -21,6 +22,7 @@ __all__ = [
     "OWL",
     "AttentionMask",
     "ECoFLaP",
+    "Keep",
     "MagnitudeConfig",
     "Metrics",
     "Modality",
@@ -32,24 +34,29 @@ __all__ = [
     "RIAConfig",
     "SparseGPTConfig",
     "SparsifyReport",
+    "StructuredConfig",
     "Uniform",
     "WandaConfig",
     "__version__",
     "allocation",
     "apply_masks_",
     "backends",
+    "compact_",
     "evaluate",
     "from_pretrained",
     "load_data",
     "load_model",
     "masks",
     "merge_attention_",
+    "module_pruning_errors",
     "nn",
     "ops",
     "prune_",
+    "rewire_",
     "save_pretrained",
     "scoring",
     "sparsify_",
     "split_attention_",
+    "structured",
     "why_not",
 ]
