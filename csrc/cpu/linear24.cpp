@@ -8,6 +8,10 @@
 
 #include "parallel.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace vlprune {
 namespace {
 
@@ -37,6 +41,18 @@ struct Free {
     void operator()(void* memory) const { std::free(memory); }
 };
 
+// Before the first write: a large weight is a stream through many pages, and pages of 2 MB make ViT-B's layers 1 to
+// 2 % faster on Zen 3. Advice only, so nothing is wrong if it is not taken.
+void ask_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    constexpr uintptr_t page = uintptr_t(2) << 20;
+    const auto first = reinterpret_cast<uintptr_t>(memory);
+    const uintptr_t begin = (first + page - 1) / page * page;
+    const uintptr_t end = (first + static_cast<uintptr_t>(bytes)) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 void* linear24_workspace(size_t bytes) {
@@ -59,7 +75,9 @@ int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, Isa isa) {
 
 void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, void* prepared,
                       Isa isa) {
-    variant(dtype, isa).prepare(values, meta, out, in, prepared);
+    const Linear24Variant& chosen = variant(dtype, isa);
+    ask_for_huge_pages(prepared, chosen.prepared_bytes(out, in));
+    chosen.prepare(values, meta, out, in, prepared);
 }
 
 void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, DType dtype, int64_t tokens,
