@@ -31,18 +31,20 @@ def _partial(
     WEIGHTED: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    first = tl.program_id(1) * chunk
+    # Where the chunk begins may be beyond 2^31; its tokens count from there.
+    first = tl.program_id(1).to(tl.int64) * chunk
+    left = tl.minimum(tokens - first, chunk).to(tl.int32)
+    x += first * pitch
     total = tl.zeros((TOKENS, COLUMNS), tl.float32)
     start = 0
-    while start < chunk:
-        # A chunk is a multiple of TOKENS: none is counted twice.
-        token = first + start + tl.arange(0, TOKENS)
+    while start < left:
+        token = start + tl.arange(0, TOKENS)
         at = x + token.to(tl.int64)[:, None] * pitch + column[None, :]
-        inside = (token < tokens)[:, None] & (column < cols)[None, :]
+        inside = (token < left)[:, None] & (column < cols)[None, :]
         value = tl.load(at, inside, other=0).to(tl.float32)
         square = value * value
         if WEIGHTED:
-            square *= tl.load(token_weight + token, token < tokens, other=0)[:, None]
+            square *= tl.load(token_weight + first + token, token < left, other=0)[:, None]
         total += square
         start += TOKENS
     place = tl.program_id(1).to(tl.int64) * cols + column

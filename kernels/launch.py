@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["aligned", "launch", "triton_dtype"]
+__all__ = ["aligned", "is_aligned", "launch", "triton_dtype"]
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -20,9 +20,13 @@ def triton_dtype(tensor: Tensor) -> tl.dtype:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """`tensor` if it is contiguous and starts at a multiple of 16 bytes, else a copy that does."""
-    tensor = tensor.contiguous()
-    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+    """`tensor` if it `is_aligned`, else a copy that is."""
+    return tensor if is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether `tensor` is contiguous and starts at a multiple of 16 bytes."""
+    return tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
 
 
 def launch(

@@ -12,7 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .groups4 import concat, entries_of, halves, keys_of, load_unit, store_two, tile_of
+from .groups4 import (
+    ROWS,
+    UNITS,
+    WARPS,
+    concat,
+    entries_of,
+    halves,
+    keys_of,
+    load_unit,
+    store_two,
+    tile_of,
+    tiling,
+)
 from .launch import aligned, launch, triton_dtype
 from .scores import LAST, key_of, sign_of
 from .wanda_layer import keep_of_layer
@@ -20,8 +32,6 @@ from .wanda_rows import keep_of_units
 
 __all__ = ["MAX_RANKED", "wanda_mask"]
 
-# The tile of `wanda_pack24`: the same loads, 16 bytes of mask a unit in place of the packed values.
-ROWS, UNITS, WARPS = 32, 16, 4
 # Ranking costs m comparisons an entry; beyond this a search over the group is cheaper.
 MAX_RANKED = 32
 # Entries of a tile of ranked groups: 16 a thread, two 16-byte loads of 16-bit weights.
@@ -95,19 +105,24 @@ def _mask_ranked(
     weight, norm, keep, count, groups,
     M: tl.constexpr, PRUNE: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    # Where the tile begins may be beyond 2^31; what lies in it counts from there.
+    first = tl.program_id(0).to(tl.int64) * TILE
+    group = tl.arange(0, TILE)
     lane = tl.arange(0, PADDED)[None, :]
-    inside = (group < count)[:, None] & (lane < M)
-    place = group.to(tl.int64)[:, None] * M + lane
-    scale = tl.load(norm + (group % groups)[:, None] * M + lane, inside, other=0)
-    value = tl.load(weight + place, inside, other=0).to(tl.float32)
+    inside = (group < tl.minimum(count - first, TILE).to(tl.int32))[:, None] & (lane < M)
+    place = group[:, None] * M + lane
+    column = ((first % groups).to(tl.int32) + group) % groups
+    scale = tl.load(norm + column[:, None] * M + lane, inside, other=0)
+    value = tl.load(weight + first * M + place, inside, other=0).to(tl.float32)
     key = tl.where(inside, key_of(value, scale, sign_of(scale)), LAST)
     before = tl.zeros((TILE, PADDED), tl.int32)
     for j in tl.static_range(M):
-        # A group lies in one thread where it can, and this then is a register, no reduction.
+        # A group of 2, 8 or 16 lies in one thread, of which this then is a register; others mostly lie in two
+        # or more, which exchange it.
         other = tl.sum(tl.where(lane == j, key, 0), axis=1)[:, None]
         before += ((other < key) | ((other == key) & (j < lane))).to(tl.int32)
-    tl.store(keep + place, (before >= PRUNE).to(tl.uint8), inside)
+    # Not the comparison's own bytes, which the compiler would put together in memory.
+    tl.store(keep + first * M + place, tl.where(before >= PRUNE, 1, 0).to(tl.uint8), inside)
 
 
 def wanda_mask(weight: Tensor, column_norm: Tensor, unit: int, prune: int, whole: bool) -> Tensor:
@@ -130,11 +145,10 @@ def wanda_mask(weight: Tensor, column_norm: Tensor, unit: int, prune: int, whole
     if whole:
         keep_of_layer(weight, norm, out, prune)
     elif unit == 4:
-        groups, per_unit = cols // 4, 2 if weight.dtype is torch.float32 else 4
-        tiles = triton.cdiv(rows, ROWS) * triton.cdiv(triton.cdiv(groups, per_unit), UNITS)
+        tiles, even = tiling(weight)
         launch(
-            _mask4, (tiles,), WARPS, weight, norm, out, rows, groups, PRUNE=prune,
-            dtype=triton_dtype(weight), EVEN=groups % per_unit == 0, ROWS=ROWS, UNITS=UNITS,
+            _mask4, (tiles,), WARPS, weight, norm, out, rows, cols // 4, PRUNE=prune,
+            dtype=triton_dtype(weight), EVEN=even, ROWS=ROWS, UNITS=UNITS,
         )  # fmt: skip
     elif unit <= MAX_RANKED:
         padded = triton.next_power_of_2(unit)

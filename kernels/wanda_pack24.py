@@ -15,17 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .groups4 import concat, entries_of, halves, keys_of, load_unit, store_two, tile_of
-from .launch import aligned, launch, triton_dtype
+from .groups4 import (
+    ROWS,
+    UNITS,
+    WARPS,
+    concat,
+    entries_of,
+    halves,
+    keys_of,
+    load_unit,
+    store_two,
+    tile_of,
+    tiling,
+)
+from .launch import aligned, is_aligned, launch, triton_dtype
+from .packed import empty_packed
 
 __all__ = ["Tower", "wanda_pack24", "wanda_pack24_many"]
-
-# A tile is 32 rows of 16 units, with 4 warps: 16 threads next to each other read 512 bytes of a row and
-# write 256, whole 32-byte sectors of meta included; a warp holds two rows, so that a thread has four units,
-# that is eight 16-byte loads, in flight, and pays for the norms of its columns once in four rows. By the
-# compiler's count that is 96 registers, five such blocks or 80 KB of loads in flight on each
-# multiprocessor, three times what 4.8 TB/s at a latency of 0.7 us ask for.
-ROWS, UNITS, WARPS = 32, 16, 4
 
 
 @triton.jit
@@ -136,29 +142,15 @@ def _pack_many(
     _pack_tile(weight, norm, values, meta, rows, groups, index, dtype, EVEN, ROWS, UNITS)
 
 
-def _groups_per_unit(weight: Tensor) -> int:
-    return 2 if weight.dtype is torch.float32 else 4
-
-
-def _tiles(weight: Tensor) -> int:
-    rows, cols = weight.shape
-    return triton.cdiv(rows, ROWS) * triton.cdiv(triton.cdiv(cols // 4, _groups_per_unit(weight)), UNITS)
-
-
-def _empty_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
-    rows, cols = weight.shape
-    return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
-
-
 def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
     """``(values, meta)`` of a float32, bfloat16 or float16 weight [out, in] pruned to 2:4."""
-    values, meta = _empty_packed(weight)
+    values, meta = empty_packed(weight)
     if weight.numel():
         weight, norm = aligned(weight), aligned(column_norm.float())
-        groups = weight.shape[1] // 4
+        tiles, even = tiling(weight)
         launch(
-            _pack_one, (_tiles(weight),), WARPS, weight, norm, values, meta, weight.shape[0], groups,
-            dtype=triton_dtype(weight), EVEN=groups % _groups_per_unit(weight) == 0, ROWS=ROWS, UNITS=UNITS,
+            _pack_one, (tiles,), WARPS, weight, norm, values, meta, weight.shape[0], weight.shape[1] // 4,
+            dtype=triton_dtype(weight), EVEN=even, ROWS=ROWS, UNITS=UNITS,
         )  # fmt: skip
     return values, meta
 
@@ -167,41 +159,73 @@ class Tower:
     """Matrices of one dtype and one device to be packed by one launch, any number of times.
 
     The table that says where each lies goes to the device once, here. It holds addresses: the weights and
-    norms are kept, and must not move.
+    norms are kept, what is written into them in place is what the next `pack` packs, and they must not be
+    given other memory. A CUDA graph that captured `pack` holds the table's address and those of the results:
+    it is good for as long as the tower is.
+
+    Raises:
+        ValueError: a weight or norm that could be read in a copy only, which later changes would not reach;
+            or a CUDA graph is being captured, which would replay the table's way from memory that is gone.
+
     """
 
     def __init__(self, weights: Sequence[Tensor], column_norms: Sequence[Tensor]) -> None:
-        self._weights = [aligned(weight) for weight in weights]
-        self._norms = [aligned(norm.float()) for norm in column_norms]
-        self.packed = [_empty_packed(weight) for weight in weights]
-        tiles = [_tiles(weight) for weight in weights]
-        first = [0, *itertools.accumulate(tiles)]
+        if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                "wanda_pack24_many: expected no CUDA graph to be capturing, since the table of addresses "
+                "comes from the host; make vlprune.kernels.wanda_pack24.Tower before, capture its pack()"
+            )
+        for place, (weight, norm) in enumerate(zip(weights, column_norms, strict=True)):
+            if norm.dtype is not torch.float32 or not (is_aligned(weight) and is_aligned(norm)):
+                raise ValueError(
+                    f"Tower: expected contiguous tensors at multiples of 16 bytes, the norms float32, since "
+                    f"they are read where they lie; got weights[{place}] of strides {weight.stride()} at "
+                    f"{weight.data_ptr()}, column_norms[{place}] of strides {norm.stride()} at "
+                    f"{norm.data_ptr()}, {norm.dtype}"
+                )
+        self._read = [*weights, *column_norms]
+        self.packed = [empty_packed(weight) for weight in weights]
+        tilings = [tiling(weight) for weight in weights]
+        first = [0, *itertools.accumulate(tiles for tiles, _ in tilings)]
         self._tiles = first.pop()
-        per_unit = _groups_per_unit(weights[0])
-        self._even = all(weight.shape[1] // 4 % per_unit == 0 for weight in weights)
+        self._even = all(even for _, even in tilings)
         fields = [
             first,
             [(weight.shape[0] << 32) | (weight.shape[1] // 4) for weight in weights],
-            [weight.data_ptr() for weight in self._weights],
-            [norm.data_ptr() for norm in self._norms],
+            [weight.data_ptr() for weight in weights],
+            [norm.data_ptr() for norm in column_norms],
             [values.data_ptr() for values, _ in self.packed],
             [meta.data_ptr() for _, meta in self.packed],
         ]
         table = torch.tensor(fields, dtype=torch.int64)
         if weights[0].is_cuda:
+            device = weights[0].device
             # From pinned memory the copy is ordered on the stream and the host does not wait for it.
-            table = table.pin_memory().to(weights[0].device, non_blocking=True)
+            table = table.pin_memory().to(device, non_blocking=True)
+            self._stream = torch.cuda.current_stream(device)
+            self._sent = self._stream.record_event()
         self._table = table
 
     def pack(self) -> list[tuple[Tensor, Tensor]]:
         """Launch; the same ``(values, meta)`` tensors each time."""
         if self._tiles:
+            if self._table.is_cuda:
+                self._follow(torch.cuda.current_stream(self._table.device))
             launch(
-                _pack_many, (self._tiles,), WARPS, self._table, len(self._weights),
-                dtype=triton_dtype(self._weights[0]), EVEN=self._even,
-                MATRICES=triton.next_power_of_2(len(self._weights)), ROWS=ROWS, UNITS=UNITS,
+                _pack_many, (self._tiles,), WARPS, self._table, len(self.packed),
+                dtype=triton_dtype(self._read[0]), EVEN=self._even,
+                MATRICES=triton.next_power_of_2(len(self.packed)), ROWS=ROWS, UNITS=UNITS,
             )  # fmt: skip
         return self.packed
+
+    def _follow(self, stream: torch.cuda.Stream) -> None:
+        # The stream that the table was sent on is followed by itself. One that is being captured must not
+        # wait for what lies outside; `torch.cuda.graph` has waited for the device before it began.
+        if stream == self._stream or torch.cuda.is_current_stream_capturing():
+            return
+        stream.wait_event(self._sent)
+        for tensor in (self._table, *itertools.chain.from_iterable(self.packed)):
+            tensor.record_stream(stream)
 
 
 def wanda_pack24_many(
@@ -210,11 +234,12 @@ def wanda_pack24_many(
     """`wanda_pack24` of each, in one launch for each device, dtype and kind of width among them."""
     batches: dict[object, list[int]] = {}
     for place, weight in enumerate(weights):
-        even = weight.shape[1] // 4 % _groups_per_unit(weight) == 0
-        batches.setdefault((weight.device, weight.dtype, even), []).append(place)
+        batches.setdefault((weight.device, weight.dtype, tiling(weight)[1]), []).append(place)
     packed: list[tuple[Tensor, Tensor] | None] = [None] * len(weights)
     for places in batches.values():
-        tower = Tower([weights[i] for i in places], [column_norms[i] for i in places])
+        tower = Tower(
+            [aligned(weights[i]) for i in places], [aligned(column_norms[i].float()) for i in places]
+        )
         for place, result in zip(places, tower.pack(), strict=True):
             packed[place] = result
     return packed  # type: ignore[return-value]

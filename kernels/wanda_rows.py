@@ -20,7 +20,8 @@ from .scores import LAST, key_of, sign_of
 __all__ = ["keep_of_units"]
 
 # 32 keys a thread: with what a pass needs beside them that is 72 registers for rows of 1024 and 98 for those
-# of 16384, 28 or 16 warps to a multiprocessor. Up to 1024 entries a row is one warp's: a pass has no barrier.
+# of 16384, 28 or 16 warps to a multiprocessor; where 16 does not divide the width, up to 115 for 1024 and 147
+# for 8192. Up to 1024 entries a row is one warp's: a pass has no barrier.
 KEYS_PER_WARP = 1024
 INTERPOLATED = tl.constexpr(12)
 
@@ -65,7 +66,7 @@ def _mask_units(weight, norm, keep, units, width, prune, BLOCK: tl.constexpr):
 def keep_of_units(weight: Tensor, norm: Tensor, keep: Tensor, width: int, prune: int) -> None:
     """Fill `keep` (uint8) for units of `width` consecutive entries, of which 0 < `prune` < `width` go.
 
-    `width` divides in and is at most `limits.MAX_UNIT`; `weight` [out, in] and `norm` float32 [in] are
+    `width` divides in and is at most `limits.max_unit(width)`; `weight` [out, in] and `norm` float32 [in] are
     contiguous.
     """
     block = triton.next_power_of_2(width)

@@ -50,11 +50,24 @@ def test_reasons():
     )
 
 
+def forget():
+    backend._too_old.cache_clear()
+    backend._no_compiler.cache_clear()
+
+
 @pytest.fixture
 def gpu(monkeypatch):
-    """As if triton and a CUDA device were here."""
+    """As if triton, a C compiler and two CUDA devices were here."""
     monkeypatch.setattr(backend, "_triton_installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setenv("CC", "cc")
+    forget()
+    yield
+    forget()
 
 
 REFUSED = {
@@ -71,7 +84,18 @@ REFUSED = {
     "width": (
         "wanda_mask",
         {"in_features": 16385},
-        "wanda_mask on the triton backend selects from at most 16384 inputs, not from 16385",
+        "wanda_mask on the triton backend selects from at most 8192 inputs where 16 does not divide them, "
+        "not from 16385",
+    ),
+    "width of sixteens": (
+        "wanda_mask",
+        {"in_features": 16400},
+        "wanda_mask on the triton backend selects from at most 16384 inputs, not from 16400",
+    ),
+    "third device": (
+        "wanda_mask",
+        {"device": "cuda:2"},
+        "there is no device cuda:2, only 2 CUDA devices",
     ),
     "no form": ("linear24", {}, "linear24 has no form on the triton backend"),
     "composed": ("select", {}, "select is composed of PyTorch operators only"),
@@ -95,14 +119,53 @@ def test_triton_without_a_gpu_or_without_triton(gpu, monkeypatch):
     assert ops.why_not("triton", "wanda_mask") == "triton is not installed"
 
 
+def test_triton_on_another_makers_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    reason = "the kernels are written for NVIDIA's GPUs; this PyTorch is for AMD's (HIP 6.2)"
+    assert ops.why_not("triton", "wanda_mask") == reason
+
+
+def test_triton_beside_an_older_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(backend, "_override", lambda: "auto")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0) if index else (7, 5))
+    reason = "the kernels need a GPU of compute capability 8.0, cuda:0 has 7.5"
+    assert ops.why_not("triton", "wanda_mask") == reason
+    assert ops.why_not("triton", "wanda_mask", device="cuda:1") is None
+    old, new = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert not backend.runs_on_triton("wanda_mask", torch.float32, device=old)
+    assert backend.runs_on_triton("wanda_mask", torch.float32, device=new)
+
+
+def test_triton_without_a_c_compiler(gpu, monkeypatch, tmp_path):
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = "triton needs a C compiler: CC is not set, and neither gcc nor clang is on the PATH"
+    assert ops.why_not("triton", "wanda_mask") == reason
+    forget()
+    compiler = tmp_path / "clang"
+    compiler.touch(mode=0o755)
+    assert ops.why_not("triton", "wanda_mask") is None
+
+
+def test_a_layer_that_nothing_on_a_gpu_can_sort():
+    weight = torch.zeros(1, 1).expand(2**16, 2**15)
+    with pytest.raises(
+        ValueError, match=r'expected at most 2147418112 weights for scope "layer" .*got 2147483648'
+    ):
+        triton_ops.wanda_mask(weight, torch.ones(2**15), "unstructured", 0.5, "layer")
+
+
 @pytest.mark.parametrize(
     ("override", "dtype", "sizes", "expected"),
     [
         ("auto", torch.float16, {}, True),
         ("auto", torch.float64, {}, False),
+        ("auto", torch.float32, {"unit": 16384}, True),
         ("auto", torch.float32, {"unit": 16385}, False),
-        ("auto", torch.float32, {"entries": 2**31}, False),
-        ("auto", torch.float32, {"entries": 2**31 - 1}, True),
+        ("auto", torch.float32, {"unit": 8193}, False),
+        ("auto", torch.float32, {"unit": 8191}, True),
+        ("auto", torch.float32, {"device": torch.device("cuda", 1)}, True),
+        ("auto", torch.float32, {"device": torch.device("cuda", 2)}, False),
         ("torch", torch.float32, {}, False),
         ("cpu", torch.float32, {}, True),
         ("triton", torch.bfloat16, {}, True),
@@ -120,7 +183,7 @@ def test_forced_triton_refuses_what_it_cannot_do(gpu, monkeypatch):
     with pytest.raises(
         ValueError, match=r"wanda_pack24: .* takes bfloat16 or float16 or float32, not float64"
     ):
-        triton_ops.wanda_pack24(torch.zeros(2, 4, dtype=torch.float64), torch.ones(4))
+        backend.runs_on_triton("wanda_pack24", torch.float64)
 
 
 def test_unknown_names_list_the_known():

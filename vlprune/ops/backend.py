@@ -6,11 +6,12 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
 from types import ModuleType
 
 import torch
 
-from ..kernels.limits import MAX_ENTRIES, MAX_UNIT
+from ..kernels.limits import max_unit
 from . import _threads
 
 __all__ = [
@@ -48,6 +49,8 @@ _NATIVE_DTYPES = {
     "linear24": frozenset({torch.float32, torch.bfloat16}),
 }
 _TRITON_DTYPES = dict.fromkeys(("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"), _STORED)
+# Of NVIDIA's GPUs: the first with bfloat16, and the first that the kernels are compiled for in the tests.
+_MIN_CAPABILITY = (8, 0)
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -113,34 +116,60 @@ def why_not(
         return None
     if op not in _NATIVE_DTYPES:
         return f"{op} is composed of PyTorch operators only"
-    kind = None if device is None else torch.device(device).type
+    where = None if device is None else torch.device(device)
     if backend == "triton":
-        return _why_not_triton(op, kind) or _why_not_kernel(op, dtype, in_features or 0)
+        return _why_not_triton(op, where) or _why_not_kernel(op, dtype, in_features or 0)
     if _missing is not None:
         return _missing
-    if kind not in (None, "cpu"):
-        return f"the cpu backend takes tensors on the CPU, not on {kind}"
+    if where is not None and where.type != "cpu":
+        return f"the cpu backend takes tensors on the CPU, not on {where.type}"
     return _why_not_dtype("cpu", op, dtype, _NATIVE_DTYPES[op])
 
 
-def _why_not_triton(op: str, device: str | None) -> str | None:
+def _why_not_triton(op: str, device: torch.device | None) -> str | None:
     if op not in _TRITON_DTYPES:
         return f"{op} has no form on the triton backend"
     if not _triton_installed():
         return "triton is not installed"
-    if device not in (None, "cuda"):
-        return f"the triton backend takes tensors on CUDA devices, not on {device}"
-    return None if torch.cuda.is_available() else "there is no CUDA device"
+    if device is not None and device.type != "cuda":
+        return f"the triton backend takes tensors on CUDA devices, not on {device.type}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.version.hip is not None:
+        return (
+            f"the kernels are written for NVIDIA's GPUs; this PyTorch is for AMD's (HIP {torch.version.hip})"
+        )
+    count, index = torch.cuda.device_count(), None if device is None else device.index
+    if index is not None and index >= count:
+        return f"there is no device cuda:{index}, only {count} CUDA device{'s' if count > 1 else ''}"
+    return _too_old(torch.cuda.current_device() if index is None else index) or _no_compiler()
 
 
-def _why_not_kernel(op: str, dtype: torch.dtype | None, unit: int, entries: int = 0) -> str | None:
+@functools.cache
+def _too_old(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= _MIN_CAPABILITY:
+        return None
+    has, wants = (".".join(map(str, each)) for each in (capability, _MIN_CAPABILITY))
+    return f"the kernels need a GPU of compute capability {wants}, cuda:{index} has {has}"
+
+
+@functools.cache
+def _no_compiler() -> str | None:
+    # Triton's launchers are C that it compiles at the first launch.
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "triton needs a C compiler: CC is not set, and neither gcc nor clang is on the PATH"
+
+
+def _why_not_kernel(op: str, dtype: torch.dtype | None, unit: int) -> str | None:
     if (reason := _why_not_dtype("triton", op, dtype, _TRITON_DTYPES[op])) is not None or op != "wanda_mask":
         return reason
-    if unit > MAX_UNIT:
-        return f"wanda_mask on the triton backend selects from at most {MAX_UNIT} inputs, not from {unit}"
-    if entries > MAX_ENTRIES:
+    if unit > max_unit(unit):
+        these = "" if unit % 16 == 0 else " where 16 does not divide them"
         return (
-            f"wanda_mask on the triton backend selects from at most {MAX_ENTRIES} weights, not from {entries}"
+            f"wanda_mask on the triton backend selects from at most {max_unit(unit)} inputs{these}, "
+            f"not from {unit}"
         )
     return None
 
@@ -184,20 +213,20 @@ def runs_natively(op: str, dtype: torch.dtype, backend: str = "auto") -> bool:
     return False
 
 
-def runs_on_triton(op: str, dtype: torch.dtype, *, unit: int = 0, entries: int = 0) -> bool:
+def runs_on_triton(op: str, dtype: torch.dtype, *, device: torch.device | None = None, unit: int = 0) -> bool:
     """Whether the Triton form of `op` shall run on CUDA tensors of `dtype`.
 
     Args:
         op: an operator that has one.
         dtype: of the weight (of x for "column_sumsq").
+        device: of the tensors; None is the current CUDA device.
         unit: entries selected from on chip, where the operator selects.
-        entries: of a matrix selected from as a whole.
 
     """
     wanted = _override()
     if wanted == "torch":
         return False
-    reason = _why_not_triton(op, "cuda") or _why_not_kernel(op, dtype, unit, entries)
+    reason = _why_not_triton(op, device) or _why_not_kernel(op, dtype, unit)
     if reason is not None and wanted == "triton":
         raise ValueError(f'{op}: backend "triton" was asked for, but {reason}')
     return reason is None

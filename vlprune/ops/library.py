@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.packed import empty_packed
 from . import autograd, native, reference, triton_ops
 
 __all__ = ["LIBRARY"]
@@ -77,13 +78,13 @@ def _fake_mask(
 
 
 def _fake_wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
-    return native.empty_packed(weight)
+    return empty_packed(weight)
 
 
 def _fake_wanda_pack24_many(
     weights: list[Tensor], column_norms: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    packed = [native.empty_packed(weight) for weight in weights]
+    packed = [empty_packed(weight) for weight in weights]
     return [values for values, _ in packed], [meta for _, meta in packed]
 
 
@@ -117,8 +118,11 @@ def _register(
     torch.library.register_fake(f"vlprune::{op}", fake, lib=LIBRARY)
 
 
+# What makes a table on the host and sends it to the device; an older PyTorch has no name for such.
+_UNSAFE = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 for _schema in _SCHEMAS:
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _sends = _schema.startswith("wanda_pack24_many(")
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, *(_UNSAFE if _sends else ())))
 
 _register(
     "column_sumsq",
@@ -138,7 +142,7 @@ _register(
     triton_ops.wanda_pack24,
 )
 _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda=triton_ops.wanda_pack24_many)
-_register("pack24", reference.pack24, native.empty_packed, native.pack24)
+_register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24)
 # Made of differentiable, traceable operators only, so that its gradient and its fake are theirs.

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.packed import empty_packed
 from . import reference
 from ._threads import thread_count
 from .backend import extension, runs_natively
 from .prepared import ACTIVATION_CODE, DTYPE_CODE, best_isa, prepared24
 
-__all__ = ["column_sumsq", "empty_packed", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
+__all__ = ["column_sumsq", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
 
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -133,12 +134,6 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def empty_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``(values, meta)`` of the shapes that packing `weight` gives; not written to."""
-    rows, cols = weight.shape
-    return weight.new_empty(rows, cols // 2), weight.new_empty(rows, (cols + 7) // 8, dtype=torch.uint8)
 
 
 def _refuse_not_finite(op: str, bad: int, weight: Tensor, norm: Tensor) -> None:

@@ -1,7 +1,8 @@
 """The operators on CUDA tensors through the Triton kernels, where these can, else through the reference.
 
-Triton is imported with the first kernel that is needed. Nothing here waits for the device, so scores are not
-looked at: see `select` for how those that are not finite rank.
+Triton is imported with the first kernel that is needed. The kernels' launchers do not wait for the device
+(of the reference, packing does), so scores are not looked at: see `select` for how those that are not finite
+rank.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..kernels.limits import MAX_ENTRIES
 from . import reference
 from .backend import runs_on_triton
 
@@ -26,7 +28,7 @@ def _kernels(name: str) -> ModuleType:
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
     """See `reference.column_sumsq`."""
-    if not runs_on_triton("column_sumsq", x.dtype):
+    if not runs_on_triton("column_sumsq", x.dtype, device=x.device):
         return reference.column_sumsq(x, token_weight)
     rows = reference.rows_of(x)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
@@ -45,8 +47,13 @@ def wanda_mask(
     """See `reference.wanda_mask`."""
     unit, prune = reference.prune_counts(weight.shape, pattern, sparsity, scope)
     whole = pattern == "unstructured" and scope == "layer"
-    entries = weight.numel() if whole else 0
-    if not runs_on_triton("wanda_mask", weight.dtype, unit=0 if whole else unit, entries=entries):
+    if whole and weight.numel() > MAX_ENTRIES:
+        # Nor can PyTorch sort so many there.
+        raise ValueError(
+            f'wanda_mask: expected at most {MAX_ENTRIES} weights for scope "layer" on a CUDA device, got '
+            f'{weight.numel()}; scope "row" takes more, and so does the CPU'
+        )
+    if not runs_on_triton("wanda_mask", weight.dtype, device=weight.device, unit=0 if whole else unit):
         return reference.wanda_mask(weight, column_norm, pattern, sparsity, scope)
     keep: Tensor = _kernels("wanda_mask").wanda_mask(weight, column_norm, unit, prune, whole)
     return keep
@@ -54,7 +61,7 @@ def wanda_mask(
 
 def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.wanda_pack24`."""
-    if not runs_on_triton("wanda_pack24", weight.dtype):
+    if not runs_on_triton("wanda_pack24", weight.dtype, device=weight.device):
         return reference.wanda_pack24(weight, column_norm)
     packed: tuple[Tensor, Tensor] = _kernels("wanda_pack24").wanda_pack24(weight, column_norm)
     return packed
@@ -63,7 +70,7 @@ def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
 def wanda_pack24_many(weights: list[Tensor], column_norms: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """`wanda_pack24` of each: in one launch those that the kernel takes, one by one the others."""
     # A list, since every dtype is to be asked for: an override refuses what the kernel does not take.
-    grouped = [runs_on_triton("wanda_pack24_many", weight.dtype) for weight in weights]
+    grouped = [runs_on_triton("wanda_pack24_many", w.dtype, device=w.device) for w in weights]
     places = [place for place, yes in enumerate(grouped) if yes]
     packed: dict[int, tuple[Tensor, Tensor]] = {}
     if places:
