@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,7 +21,14 @@ from .head_attention_parts import run, steps, widths
 from .head_attention_tiled import tiled_kernel
 from .head_attention_whole import LARGEST, key_tiles, whole_kernel
 
-__all__ = ["Form", "choose", "head_attention", "head_attention_backward"]
+__all__ = [
+    "Form",
+    "backward_constants",
+    "choose",
+    "forward_call",
+    "head_attention",
+    "head_attention_backward",
+]
 
 LOG2E = math.log2(math.e)
 # Keys and values of a head that a program holds at most: two such programs, or three of 197 tokens, fit the
@@ -111,36 +118,29 @@ def head_attention(
         return out, lse
     form = form or choose(qkv.itemsize, head_dim, length, causal, heads, *_device(qkv.device.index))
     unit, (batch_step, row_step, out_step, _) = steps(qkv.stride(0), qkv.stride(1), inner, head_dim)
-    same = {
-        "DIM": head_dim,
-        "WIDTHS": widths(head_dim),
-        "CAUSAL": causal,
-        "TRAINING": training,
-        "UNIT": unit,
-        "num_warps": form.warps,
-        # No loop but that over keys is pipelined: in the others it would cost the registers of a program.
-        "num_stages": 1,
-    }
-    scale2 = scale * LOG2E
-    if form.whole:
-        tiles, constants = _whole(form, length, causal)
-        run(
-            whole_kernel, heads * (tiles if form.split else 1),
-            qkv, out, lse, num_heads, length, batch_step, row_step, out_step, scale2, **constants, **same,
-        )  # fmt: skip
-    else:
-        tiles = -(-length // form.rows)
-        left = length % form.keys
-        run(
-            tiled_kernel, heads * tiles,
-            qkv, out, lse, num_heads, length, tiles, batch_step, row_step, out_step, scale2,
-            ROWS=form.rows, KEYS=form.keys, TAIL=max(16, triton.next_power_of_2(left)) if left else 0,
-            STAGES=2, **same,
-        )  # fmt: skip
+    kernel, programs, constants = forward_call(form, length, head_dim, causal, training, unit)
+    run(
+        kernel, heads * programs,
+        qkv, out, lse, num_heads, length, batch_step, row_step, out_step, scale * LOG2E, **constants,
+    )  # fmt: skip
     return out, lse
 
 
-def _whole(form: Form, length: int, causal: bool) -> tuple[int, dict[str, object]]:
+def forward_call(
+    form: Form, length: int, head_dim: int, causal: bool, training: bool, unit: int
+) -> tuple[Any, int, dict[str, Any]]:
+    """``(kernel, programs a head, constants)``."""
+    same = {
+        "ROWS": form.rows, "DIM": head_dim, "WIDTHS": widths(head_dim), "CAUSAL": causal,
+        "TRAINING": training, "UNIT": unit, "num_warps": form.warps,
+        # No loop but that over keys is pipelined: in the others it would cost the registers of a program.
+        "num_stages": 1,
+    }  # fmt: skip
+    if not form.whole:
+        left = length % form.keys
+        tail = max(16, triton.next_power_of_2(left)) if left else 0
+        tiles = -(-length // form.rows)
+        return tiled_kernel, tiles, {"KEYS": form.keys, "TAIL": tail, "STAGES": 2, **same}
     full, left = divmod(length, form.rows)
     tail = max(16, triton.next_power_of_2(left)) if left else 0
     if tail == form.rows or not (form.split or length <= UNROLLED):
@@ -149,12 +149,11 @@ def _whole(form: Form, length: int, causal: bool) -> tuple[int, dict[str, object
     starts, sizes = key_tiles(length, form.rows if causal else 256)
     tiles = full + (tail > 0)
     ends = [(tile + 1) * form.rows for tile in range(tiles)] if causal else [length]
-    seen = tuple(sum(start < end for start in starts) for end in ends)
     constants = {
-        "STARTS": starts, "SIZES": sizes, "SEEN": seen, "ROWS": form.rows, "FULL": full,
-        "TAIL": tail, "SPLIT": form.split,
+        "STARTS": starts, "SIZES": sizes, "SEEN": tuple(sum(start < end for start in starts) for end in ends),
+        "FULL": full, "TAIL": tail, "SPLIT": form.split,
     }  # fmt: skip
-    return tiles, constants
+    return whole_kernel, tiles if form.split else 1, {**constants, **same}
 
 
 def head_attention_backward(
@@ -170,24 +169,28 @@ def head_attention_backward(
     delta = qkv.new_empty(lse.shape, dtype=torch.float32)
     if not qkv.numel():
         return grad_qkv
-    exact = qkv.dtype is torch.float32
-    tile = STEP if exact else TILE
-    warps = _backward_warps(exact, head_dim, _device(qkv.device.index)[1])
-    tiles = -(-length // tile)
-    programs = batch * num_heads * tiles
     unit, (batch_step, row_step, out_step, _) = steps(qkv.stride(0), qkv.stride(1), inner, head_dim)
     grad_unit, (grad_batch_step, grad_row_step) = steps(grad.stride(0), grad.stride(1))
+    capability = _device(qkv.device.index)[1]
+    constants = backward_constants(qkv.itemsize, head_dim, causal, unit, grad_unit, capability)
+    tiles = -(-length // constants["TILE"])
+    programs = batch * num_heads * tiles
     sizes = (num_heads, length, tiles, grad_batch_step, grad_row_step, batch_step, row_step, out_step)
-    constants = {
-        "TILE": tile, "STEP": STEP, "DIM": head_dim, "WIDTHS": widths(head_dim), "CAUSAL": causal,
-        "UNIT": unit, "GRAD_UNIT": grad_unit, "STAGES": 1 if exact else 2, "num_warps": warps,
-    }  # fmt: skip
     scales = (scale, scale * LOG2E)
     run(rows_kernel, programs, grad, qkv, out, lse, delta, grad_qkv, *sizes, *scales, **constants)
     run(columns_kernel, programs, grad, qkv, lse, delta, grad_qkv, *sizes, *scales, **constants)
     return grad_qkv
 
 
-def _backward_warps(exact: bool, head_dim: int, capability: int) -> int:
-    """Twice as many threads where four warps have not the registers for both sums."""
-    return 8 if exact or (capability < 90 and sum(widths(head_dim)) > 64) else 4
+def backward_constants(
+    size: int, head_dim: int, causal: bool, unit: int, grad_unit: int, capability: int
+) -> dict[str, Any]:
+    """Constants of both backward kernels, for numbers of `size` bytes."""
+    exact = size == 4
+    # Four warps have not the registers for the operands of float32, nor before sm_90 for wide heads' sums.
+    many = exact or (capability < 90 and sum(widths(head_dim)) > 64)
+    return {
+        "TILE": STEP if exact else TILE, "STEP": STEP, "DIM": head_dim, "WIDTHS": widths(head_dim),
+        "CAUSAL": causal, "UNIT": unit, "GRAD_UNIT": grad_unit, "STAGES": 1 if exact else 2,
+        "num_warps": 8 if many else 4,
+    }  # fmt: skip

@@ -34,12 +34,13 @@ def _step(
 
 @triton.jit
 def tiled_kernel(
-    qkv, out, lse, heads, length, tiles, batch_step, row_step, out_step, scale2,
+    qkv, out, lse, heads, length, batch_step, row_step, out_step, scale2,
     ROWS: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, DIM: tl.constexpr, WIDTHS: tl.constexpr,
     CAUSAL: tl.constexpr, TRAINING: tl.constexpr, UNIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one head a program; after the full tiles of keys one of `TAIL`, if not causal."""
     program = tl.program_id(0)
+    tiles = tl.cdiv(length, ROWS)
     tile = program % tiles
     program = program // tiles
     if CAUSAL:
