@@ -14,15 +14,18 @@ from .cases import native, needs_native
 
 TRITON = ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many")
 NATIVE = (*TRITON, "pack24", "unpack24", "linear24")
-COMPOSED = ("wanda_scores", "select", "head_attention")
+COMPOSED = ("wanda_scores", "select")
 
 
 def test_table():
     table = ops.backends()
-    assert set(table) == {*NATIVE, *COMPOSED}
+    assert set(table) == {*NATIVE, *COMPOSED, "head_attention"}
+    assert table["head_attention"]["cpu"] == "head_attention is composed of PyTorch operators only"
     for op, row in table.items():
         assert set(row) == {"torch", "cpu", "triton"}
         assert row["torch"] is None
+        if op == "head_attention":
+            continue
         if op not in TRITON:
             composed = f"{op} is composed of PyTorch operators only"
             assert row["triton"] == (
@@ -97,6 +100,21 @@ REFUSED = {
         {"device": "cuda:2"},
         "there is no device cuda:2, only 2 CUDA devices",
     ),
+    "head": (
+        "head_attention",
+        {"head_dim": 160},
+        "head_attention on the triton backend takes heads at most 128 wide, not 160",
+    ),
+    "head of float32": (
+        "head_attention",
+        {"head_dim": 80, "dtype": torch.float32},
+        "head_attention on the triton backend takes heads of float32 at most 64 wide, not 80",
+    ),
+    "dtype of attention": (
+        "head_attention",
+        {"dtype": torch.float64},
+        "head_attention on the triton backend takes bfloat16 or float16 or float32, not float64",
+    ),
     "no form": ("linear24", {}, "linear24 has no form on the triton backend"),
     "composed": ("select", {}, "select is composed of PyTorch operators only"),
 }
@@ -107,9 +125,31 @@ def test_reasons_of_triton(gpu, op, asked, reason):
     assert ops.why_not("triton", op, **asked) == reason
 
 
-@pytest.mark.parametrize("op", TRITON)
+@pytest.mark.parametrize("op", [*TRITON, "head_attention"])
 def test_triton_can(gpu, op):
-    assert ops.why_not("triton", op, dtype=torch.bfloat16, device="cuda:1", in_features=16384) is None
+    sizes = {"in_features": 16384, "head_dim": 128}
+    assert ops.why_not("triton", op, dtype=torch.bfloat16, device="cuda:1", **sizes) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"head_dim": 128}, True),
+        ({"head_dim": 129}, False),
+        ({"head_dim": 64, "scale": 0.1}, True),
+        ({"head_dim": 64, "scale": 0.0}, False),
+        ({"head_dim": 64, "scale": -1.0}, False),
+        ({"head_dim": 64, "scale": float("inf")}, False),
+        ({"head_dim": 64, "scale": float("nan")}, False),
+    ],
+)
+def test_attention_on_cuda(gpu, monkeypatch, sizes, expected):
+    monkeypatch.setattr(backend, "_override", lambda: "auto")
+    assert backend.runs_on_triton("head_attention", torch.bfloat16, **sizes) is expected
+    monkeypatch.setattr(backend, "_override", lambda: "triton")
+    if not expected:
+        with pytest.raises(ValueError, match=r'head_attention: backend "triton" was asked for, but '):
+            backend.runs_on_triton("head_attention", torch.bfloat16, **sizes)
 
 
 def test_triton_without_a_gpu_or_without_triton(gpu, monkeypatch):

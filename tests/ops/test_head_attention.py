@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vlprune import ops
+from vlprune.ops import backend
 
 from .cases import every_float, normal
 
@@ -41,3 +44,41 @@ def test_strided_input_and_gradient():
         ops.head_attention(qkv, 2), formula(qkv, 2, False, None), rtol=1e-12, atol=1e-12
     )
     assert torch.autograd.gradcheck(lambda t: ops.head_attention(t.transpose(1, 2), 2, causal=True), base)
+
+
+def traced_on_cuda(dtype, gradient=False, dim=16, **how):
+    """Nodes of the graph that is made of a call on a CUDA tensor which is not there."""
+    with FakeTensorMode():
+        qkv = torch.empty(2, 50, 3 * 3 * dim, dtype=dtype, device="cuda", requires_grad=gradient)
+        graph = make_fx(lambda x: ops.head_attention(x, 3, **how))(qkv).graph
+    (end,) = (node for node in graph.nodes if node.op == "output")
+    value = end.args[0].meta["val"]
+    assert (value.dtype, value.device.type, value.shape) == (dtype, "cuda", (2, 50, 3 * dim))
+    return {str(node.target): node.args[1:] for node in graph.nodes}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if triton and a CUDA device were here."""
+    monkeypatch.setattr(backend, "_why_not_triton", lambda op, device: None)
+    monkeypatch.setattr(backend, "_override", lambda: "auto")
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_traces_to_the_kernel_on_cuda(gpu, dtype, gradient):
+    nodes = traced_on_cuda(dtype, gradient, causal=True)
+    assert nodes["vlprune._head_attention.default"] == (3, True, 0.25, gradient)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [
+        (torch.float64, {}),
+        (torch.bfloat16, {"dim": 130}),
+        (torch.bfloat16, {"scale": -0.5}),
+    ],
+    ids=["float64", "wide", "negative scale"],
+)
+def test_traces_to_pytorch_on_cuda_where_no_kernel_can(gpu, dtype, how):
+    assert not [target for target in traced_on_cuda(dtype, **how) if "vlprune" in target]

@@ -83,7 +83,10 @@ def test_compiles_whole(op, dtype, case):
                 assert torch.equal(compiled, eager)
 
 
-@pytest.mark.parametrize("op", ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"])
+CUDA = ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"]
+
+
+@pytest.mark.parametrize("op", [*CUDA, "_head_attention", "_head_attention_backward"])
 def test_cuda_has_its_own_form(op):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"vlprune::{op}", "CUDA")
 

@@ -1,4 +1,4 @@
-"""Gradients of the packed operators: `linear24`, `pack24` and `unpack24`."""
+"""Gradients of the packed operators, `linear24`, `pack24` and `unpack24`, and of attention on a GPU."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def register(library: torch.library.Library) -> None:
         ("linear24", _linear24_setup, _linear24_backward),
         ("pack24", _pack24_setup, _pack24_backward),
         ("unpack24", _unpack24_setup, _unpack24_backward),
+        ("_head_attention", _head_attention_setup, _head_attention_backward),
     ):
         torch.library.register_autograd(f"vlprune::{op}", backward, setup_context=setup, lib=library)
 
@@ -68,3 +69,16 @@ def _unpack24_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> 
 
 def _unpack24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return reference.take24(grad, ctx.saved_tensors[0]), None
+
+
+def _head_attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, ctx.num_heads, ctx.causal, ctx.scale, _ = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(qkv, out, lse)
+
+
+def _head_attention_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.vlprune._head_attention_backward.default
+    grad_qkv = backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.causal, ctx.scale)
+    return grad_qkv, None, None, None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import shutil
 from types import ModuleType
@@ -48,7 +49,12 @@ _NATIVE_DTYPES = {
     "unpack24": _STORED,
     "linear24": frozenset({torch.float32, torch.bfloat16}),
 }
-_TRITON_DTYPES = dict.fromkeys(("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"), _STORED)
+_TRITON_DTYPES = dict.fromkeys(
+    ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "head_attention"), _STORED
+)
+# The sums of a head's results, and of its gradients, stay in registers; float32, without tensor cores, takes
+# those of the operands as well.
+_MAX_HEAD_DIM, _MAX_HEAD_DIM_FLOAT32 = 128, 64
 # Of NVIDIA's GPUs: the first with bfloat16, and the first that the kernels are compiled for in the tests.
 _MIN_CAPABILITY = (8, 0)
 
@@ -94,6 +100,7 @@ def why_not(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     in_features: int | None = None,
+    head_dim: int | None = None,
 ) -> str | None:
     """Say why an operator cannot run on a backend, or None if it can.
 
@@ -103,6 +110,7 @@ def why_not(
         dtype: also judge this dtype of the weight (of x for "column_sumsq").
         device: also judge tensors on this device.
         in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows.
+        head_dim: also judge heads of this width, for "head_attention".
 
     Raises:
         ValueError: an unknown backend or operator; the known ones are listed.
@@ -114,11 +122,13 @@ def why_not(
         raise ValueError(f"why_not: expected an op of {', '.join(_OPS)}, got {op!r}")
     if backend == "torch":
         return None
-    if op not in _NATIVE_DTYPES:
+    if op not in _NATIVE_DTYPES and (backend == "cpu" or op not in _TRITON_DTYPES):
         return f"{op} is composed of PyTorch operators only"
     where = None if device is None else torch.device(device)
     if backend == "triton":
-        return _why_not_triton(op, where) or _why_not_kernel(op, dtype, in_features or 0)
+        return _why_not_triton(op, where) or _why_not_kernel(
+            op, dtype, in_features or 0, head_dim=head_dim or 0
+        )
     if _missing is not None:
         return _missing
     if where is not None and where.type != "cpu":
@@ -162,15 +172,27 @@ def _no_compiler() -> str | None:
     return "triton needs a C compiler: CC is not set, and neither gcc nor clang is on the PATH"
 
 
-def _why_not_kernel(op: str, dtype: torch.dtype | None, unit: int) -> str | None:
-    if (reason := _why_not_dtype("triton", op, dtype, _TRITON_DTYPES[op])) is not None or op != "wanda_mask":
+def _why_not_kernel(
+    op: str,
+    dtype: torch.dtype | None,
+    unit: int,
+    head_dim: int = 0,
+    scale: float | None = None,
+) -> str | None:
+    if (reason := _why_not_dtype("triton", op, dtype, _TRITON_DTYPES[op])) is not None:
         return reason
-    if unit > max_unit(unit):
+    if op == "wanda_mask" and unit > max_unit(unit):
         these = "" if unit % 16 == 0 else " where 16 does not divide them"
         return (
             f"wanda_mask on the triton backend selects from at most {max_unit(unit)} inputs{these}, "
             f"not from {unit}"
         )
+    widest = _MAX_HEAD_DIM_FLOAT32 if dtype is torch.float32 else _MAX_HEAD_DIM
+    if head_dim > widest:
+        of = " of float32" if dtype is torch.float32 else ""
+        return f"{op} on the triton backend takes heads{of} at most {widest} wide, not {head_dim}"
+    if scale is not None and not 0 < scale < math.inf:
+        return f"{op} on the triton backend takes a finite scale above 0, not {scale}"
     return None
 
 
@@ -213,7 +235,15 @@ def runs_natively(op: str, dtype: torch.dtype, backend: str = "auto") -> bool:
     return False
 
 
-def runs_on_triton(op: str, dtype: torch.dtype, *, device: torch.device | None = None, unit: int = 0) -> bool:
+def runs_on_triton(
+    op: str,
+    dtype: torch.dtype,
+    *,
+    device: torch.device | None = None,
+    unit: int = 0,
+    head_dim: int = 0,
+    scale: float | None = None,
+) -> bool:
     """Whether the Triton form of `op` shall run on CUDA tensors of `dtype`.
 
     Args:
@@ -221,12 +251,14 @@ def runs_on_triton(op: str, dtype: torch.dtype, *, device: torch.device | None =
         dtype: of the weight (of x for "column_sumsq").
         device: of the tensors; None is the current CUDA device.
         unit: entries selected from on chip, where the operator selects.
+        head_dim: width of a head, where there are heads.
+        scale: of the products of "head_attention"; None is the usual one.
 
     """
     wanted = _override()
     if wanted == "torch":
         return False
-    reason = _why_not_triton(op, device) or _why_not_kernel(op, dtype, unit)
+    reason = _why_not_triton(op, device) or _why_not_kernel(op, dtype, unit, head_dim, scale)
     if reason is not None and wanted == "triton":
         raise ValueError(f'{op}: backend "triton" was asked for, but {reason}')
     return reason is None

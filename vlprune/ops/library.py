@@ -29,6 +29,10 @@ _SCHEMAS = (
     "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
     'str? activation=None, str backend="auto") -> Tensor',
     "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
+    "_head_attention(Tensor qkv, int num_heads, bool causal, float scale, bool training) "
+    "-> (Tensor out, Tensor lse)",
+    "_head_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, "
+    "bool causal, float scale) -> Tensor",
 )
 
 
@@ -51,6 +55,11 @@ def _wanda_pack24_many(
     pack = torch.ops.vlprune.wanda_pack24.default
     packed = [pack(weight, norm) for weight, norm in zip(weights, column_norms, strict=True)]
     return [values for values, _ in packed], [meta for _, meta in packed]
+
+
+def _head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
+    form = triton_ops.head_attention if qkv.is_cuda else reference.head_attention
+    return form(qkv, num_heads, causal, scale)
 
 
 def _fake_column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -103,6 +112,20 @@ def _fake_linear24(
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
+def _fake_head_attention(
+    qkv: Tensor, num_heads: int, causal: bool, scale: float, training: bool
+) -> tuple[Tensor, Tensor]:
+    batch, length, width = qkv.shape
+    sums = (batch, num_heads, length) if training else (0,)
+    return qkv.new_empty(batch, length, width // 3), qkv.new_empty(sums, dtype=torch.float32)
+
+
+def _fake_head_attention_backward(
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, causal: bool, scale: float
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
 def _register(
     op: str,
     anywhere: Callable[..., Any],
@@ -145,7 +168,14 @@ _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda
 _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24)
-# Made of differentiable, traceable operators only, so that its gradient and its fake are theirs.
-LIBRARY.impl("head_attention", reference.head_attention, "CompositeImplicitAutograd")
+# Made of differentiable, traceable operators only, so that its gradient and its fake are theirs: PyTorch's
+# own, or on a CUDA device the two below, which have no other form.
+LIBRARY.impl("head_attention", _head_attention, "CompositeImplicitAutograd")
+for _op, _form, _fake in (
+    ("_head_attention", triton_ops.head_attention_forward, _fake_head_attention),
+    ("_head_attention_backward", triton_ops.head_attention_backward, _fake_head_attention_backward),
+):
+    LIBRARY.impl(_op, _form, "CUDA")
+    torch.library.register_fake(f"vlprune::{_op}", _fake, lib=LIBRARY)
 
 autograd.register(LIBRARY)

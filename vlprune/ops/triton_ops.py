@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from types import ModuleType
 
 import torch
@@ -18,7 +19,15 @@ from ..kernels.limits import MAX_ENTRIES
 from . import reference
 from .backend import runs_on_triton
 
-__all__ = ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"]
+__all__ = [
+    "column_sumsq",
+    "head_attention",
+    "head_attention_backward",
+    "head_attention_forward",
+    "wanda_mask",
+    "wanda_pack24",
+    "wanda_pack24_many",
+]
 
 
 @functools.cache
@@ -81,3 +90,35 @@ def wanda_pack24_many(weights: list[Tensor], column_norms: list[Tensor]) -> tupl
         if place not in packed:
             packed[place] = torch.ops.vlprune.wanda_pack24.default(weight, column_norms[place])
     return [packed[i][0] for i in range(len(weights))], [packed[i][1] for i in range(len(weights))]
+
+
+def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
+    """See `reference.head_attention`."""
+    head_dim = qkv.shape[2] // (3 * num_heads)
+    if not runs_on_triton("head_attention", qkv.dtype, device=qkv.device, head_dim=head_dim, scale=scale):
+        return reference.head_attention(qkv, num_heads, causal, scale)
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    # As the gradient's formula will see it: this is above autograd, and traced through when compiling.
+    training = torch.is_grad_enabled() and qkv.requires_grad
+    out: Tensor = torch.ops.vlprune._head_attention.default(qkv, num_heads, causal, scale, training)[0]
+    return out
+
+
+def head_attention_forward(
+    qkv: Tensor, num_heads: int, causal: bool, scale: float, training: bool
+) -> tuple[Tensor, Tensor]:
+    """The result, and the logarithms that its gradient needs; see `kernels/head_attention.py`."""
+    both: tuple[Tensor, Tensor] = _kernels("head_attention").head_attention(
+        qkv, num_heads, causal, scale, training
+    )
+    return both
+
+
+def head_attention_backward(
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, causal: bool, scale: float
+) -> Tensor:
+    """The gradient in qkv."""
+    grad_qkv: Tensor = _kernels("head_attention").head_attention_backward(
+        grad, qkv, out, lse, num_heads, causal, scale
+    )
+    return grad_qkv
