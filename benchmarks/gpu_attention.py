@@ -5,8 +5,8 @@
 All start from the packed projection [B, S, 3*H*d] and end with the input of the output projection,
 [B, S, H*d], so that what a model has to permute counts. A time is that of a CUDA graph of calls, each on an
 input of its own and together more than the caches hold, divided by their number and interleaved over what is
-compared (`vlprune.measure.compare`). `speed-up` is against the best of PyTorch's; `share of copy` is the bytes
-that have to move (q, k and v read once, the result written once) by the time, over what a copy reaches.
+compared (`vlprune.measure.compare`). `speed-up` is against the best of PyTorch's; `share of copy` is the
+bytes that have to move (q, k and v read once, the result written once) by the time, over what a copy reaches.
 """
 
 from __future__ import annotations
