@@ -197,10 +197,10 @@ def test_atv_counts(drift, real, alpha, expected):
     assert ATV(alpha).weigh(torch.zeros(1, 4, 3), tokens).tolist() == expected
 
 
-def test_atv_needs_pairs(clip, batches):
-    images, texts = batches[0]
+def test_atv_needs_pairs():
+    tokens = Tokens(True, first(LENGTHS), torch.zeros(4, 17))
     with pytest.raises(ValueError, match="ATV needs a text for every image, got 4 images and 3 texts"):
-        vlprune.prune_(clip, WandaConfig(token_weight="atv"), [(images, texts[:3])])
+        ATV().weigh(torch.zeros(4, 17, 8), tokens)
 
 
 def test_drift_is_one_minus_cosine():
@@ -285,8 +285,23 @@ def test_names_and_files(given, expected):
         ({"kind": "atv", "alpha": "1"}, "alpha: expected a number above 0, got '1'"),
         ({"kind": "modality", "visual": -1}, "visual: expected a weight of at least 0, got -1"),
         ({"kind": "modality", "text": float("inf")}, "text: expected a weight of at least 0, got inf"),
+        (AttentionMask, r"an instance such as AttentionMask\(\), got the class AttentionMask$"),
+        (["atv"], r"token_weight: expected a function, .* got \['atv'\]"),
+        ({"kind": "atv", 1: 2, "x": 3}, "token_weight: unknown field 1 for kind 'atv'"),
     ],
-    ids=["name", "number", "field", "no kind", "zero alpha", "text alpha", "negative", "infinite"],
+    ids=[
+        "name",
+        "number",
+        "field",
+        "no kind",
+        "zero alpha",
+        "text alpha",
+        "negative",
+        "infinite",
+        "class",
+        "list",
+        "fields of two types",
+    ],
 )
 def test_bad_token_weight(given, message):
     with pytest.raises(ValueError, match=message):

@@ -164,6 +164,10 @@ def token_weighting(value: Any) -> TokenWeighting | TokenWeight | None:
     """Read a token weight: None, a function, a weighting, its kind's name, or what its `to_dict` wrote."""
     if value is None or isinstance(value, TokenWeighting):
         return value
+    if isinstance(value, type):  # which could be called, too
+        raise ValueError(
+            f"token_weight: expected an instance such as AttentionMask(), got the class {value.__name__}"
+        )
     fields = dict(value) if isinstance(value, dict) else {"kind": value}
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -175,7 +179,7 @@ def token_weighting(value: Any) -> TokenWeighting | TokenWeight | None:
             f"got {value!r}"
         )
     known = {field.name for field in dataclasses.fields(_KINDS[kind])}
-    if unknown := sorted(set(fields) - known):
+    if unknown := sorted(set(fields) - known, key=str):
         raise ValueError(f"token_weight: unknown field {unknown[0]!r} for kind {kind!r}")
     return _KINDS[kind](**fields)
 

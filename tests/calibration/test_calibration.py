@@ -132,6 +132,36 @@ def test_layers_without_usable_inputs_are_named(statistics):
         ask(observe(layer, [x], statistics))
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (1.0, "got 1.0$"),
+        (torch.ones(2, 3, dtype=torch.int64), "on cpu, got torch.int64 on cpu$"),
+        (torch.ones(2, 3, device="meta"), "on cpu, got torch.float32 on meta$"),
+        (torch.ones(4), r"got shape \(4,\)$"),
+        (torch.ones(3, 3), r"got shape \(3, 3\)$"),
+        (torch.ones(1, 2, 3), r"got shape \(1, 2, 3\)$"),
+        (torch.tensor([1.0, -0.5, 1.0]), "got -0.5$"),
+        (torch.tensor([[1.0], [float("nan")]]), "got nan$"),
+        (torch.tensor(float("inf")), "got inf$"),
+    ],
+    ids=["no tensor", "integers", "device", "length", "batch", "rank", "negative", "nan", "infinite"],
+)
+@pytest.mark.parametrize("statistics", ["norm", "hessian"])
+def test_unusable_token_weights_name_the_layer(statistics, returned, message):
+    allowed = r"layer: token_weight: expected bools, or finite floats .* broadcast to \(2, 3\).*"
+    with pytest.raises(ValueError, match=allowed + message):
+        observe(nn.Linear(5, 2), [torch.ones(2, 3, 5)], statistics, [returned])
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("statistics", ["norm", "hessian"])
+def test_token_weights_that_broadcast(statistics, shape):
+    layer, x, weight = nn.Linear(5, 2), torch.randn(2, 3, 5), torch.rand(shape)
+    given, full = (observe(layer, [x], statistics, [w]).stats["layer"] for w in (weight, weight.expand(2, 3)))
+    torch.testing.assert_close(given.second, full.second, rtol=1e-6, atol=1e-6)  # float32 sums of 6 tokens
+
+
 @pytest.mark.parametrize("kind", ["clip", "custom-text", "custom-blocks", "coca", "timm", "hf"])
 def test_dense_order_observes_what_one_pass_over_the_dense_model_does(kind, tmp_path):
     """Every block's weights are wiped when its turn to be pruned comes: later ones must not notice."""
@@ -300,3 +330,18 @@ def test_batches_are_read_no_further_than_needed(batches):
     found = calibration_batches(endless(), 10, 32, "wanda")
     assert [len(images) for images, _ in found] == [4, 4, 2]
     assert [len(texts) for _, texts in found] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "texts"), [(4, 3), (3, 4), (0, 0), (4, 0)], ids=["texts", "images", "empty", "no texts"]
+)
+def test_every_image_needs_its_text(batches, images, texts):
+    other = (batches[1][0][:images], batches[1][1][:texts])
+    message = f"at least one of them, but batch 1 has {images} images and {texts} texts$"
+    with pytest.raises(ValueError, match=message):
+        calibration_batches([batches[0], other], 128, 32, "wanda")
+
+
+def test_scalars_are_no_batch():
+    with pytest.raises(ValueError, match=r"calib: expected data of load_data, or at least one batch"):
+        calibration_batches([(torch.tensor(1.0), torch.tensor(1))], 8, 4, "wanda")

@@ -46,7 +46,8 @@ def calibration_batches(
         needed_by: what the error says that the data is for.
 
     Raises:
-        ValueError: there is no data, or it is none of the above.
+        ValueError: there is no data, or it is none of the above, or a batch has not as many texts as
+            images, or none.
 
     """
     if calib is None:
@@ -57,13 +58,18 @@ def calibration_batches(
         given = [calib] if _is_pair(calib) else calib
     batches: list[tuple[Tensor, Tensor]] = []
     left = samples
-    for batch in given if isinstance(given, Iterable) else ():
+    for number, batch in enumerate(given if isinstance(given, Iterable) else ()):
         if not _is_pair(batch):
             batches = []
             break
-        if left > 0:
-            batches.append((batch[0][:left], batch[1][:left]))
-            left -= len(batch[0])
+        images, texts = batch
+        if not 0 < len(images) == len(texts):
+            raise ValueError(
+                f"calib: expected a text for every image and at least one of them, but batch {number} has "
+                f"{len(images)} images and {len(texts)} texts"
+            )
+        batches.append((images[:left], texts[:left]))
+        left -= len(images)
         if left <= 0:
             break
     if not batches:
@@ -75,4 +81,8 @@ def calibration_batches(
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor) for v in value)
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(part, Tensor) and part.dim() > 0 for part in value)
+    )

@@ -98,7 +98,7 @@ class Calibration:
     def _hook(self, name: str, weigh: Weigh | None) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach()
-            weight = None if weigh is None else weigh(name, x)
+            weight = None if weigh is None else _checked(name, weigh(name, x), x)
             second = ops.column_sumsq(x, weight) if self.statistics == "norm" else _outer(x, weight)
             tokens = torch.ones((), device=x.device) if weight is None else weight.detach().double().sum()
             if self.offload:
@@ -112,6 +112,26 @@ class Calibration:
             stats.sequences += x.shape[0] if x.dim() > 2 else 1
 
         return observe
+
+
+def _checked(name: str, weight: Any, x: Tensor) -> Tensor | None:
+    """What a token weight function returned, once it can be used."""
+    if weight is None:
+        return None
+    leading = tuple(x.shape[:-1])
+    allowed = f"token_weight: expected bools, or finite floats of at least 0, that broadcast to {leading}"
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{name}: {allowed}, got {weight!r:.80}")
+    if weight.device != x.device or not (weight.dtype is torch.bool or weight.is_floating_point()):
+        raise ValueError(f"{name}: {allowed} on {x.device}, got {weight.dtype} on {weight.device}")
+    sizes = zip(reversed(weight.shape), reversed(leading), strict=False)
+    if weight.dim() >= x.dim() or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(f"{name}: {allowed}, got shape {tuple(weight.shape)}")
+    if weight.dtype is not torch.bool:
+        bad = ~(weight.isfinite() & (weight >= 0))
+        if bool(bad.any()):
+            raise ValueError(f"{name}: {allowed}, got {float(weight[bad][0])}")
+    return weight
 
 
 def _outer(x: Tensor, weight: Tensor | None) -> Tensor:
