@@ -52,12 +52,44 @@ def test_round_trip_through_json(config):
         ({"allocation": 5}, "expected kind to be one of"),
         ({"allocation": {"kind": "uniform", "p": 1}}, "unknown field 'p'"),
         ({"allocation": {"kind": "own"}}, "expected kind to be one of uniform, per_tower, .*, got .*'own'"),
+        ({"allocation": {"kind": ["owl"]}}, r"expected kind to be one of .*, got {'kind': \['owl'\]}"),
+        ({"allocation": "own"}, "expected kind to be one of .*, got 'own'"),
+        ({"allocation": "per_layer"}, "field 'layers' is missing for kind 'per_layer'"),
+        ({"method": ["wanda"]}, r"expected method to be one of .*, got \['wanda'\]"),
+        ({1: 2, "x": 3}, "unknown field 1 for method 'wanda'"),
     ],
-    ids=["method", "version", "field", "no allocation", "field of it", "allocation"],
+    ids=[
+        "method",
+        "version",
+        "field",
+        "no allocation",
+        "field of it",
+        "allocation",
+        "list as allocation",
+        "name of allocation",
+        "name alone",
+        "list as method",
+        "fields of two types",
+    ],
 )
 def test_broken_file(change, message):
     with pytest.raises(ValueError, match=message):
         config_from_dict({**WandaConfig().to_dict(), **change})
+
+
+def test_file_that_holds_no_dict():
+    with pytest.raises(ValueError, match=r"config: expected a dict as PruneConfig.to_dict writes, got \[1\]"):
+        config_from_dict([1])
+
+
+@pytest.mark.parametrize(("name", "allocation"), [("ecoflap", ECoFLaP()), ("owl", OWL())])
+def test_allocation_by_name_in_a_file(name, allocation):
+    data = {"method": "wanda", "pattern": "unstructured", "sparsity": 0.5, "allocation": name}
+    assert config_from_dict(data).allocation == allocation
+
+
+def test_targets_may_come_from_a_generator():
+    assert WandaConfig(targets=(name for name in ("visual", "*.fc1"))).targets == ("visual", "*.fc1")
 
 
 def test_token_weight_is_not_written():
@@ -88,6 +120,9 @@ def test_token_weight_is_not_written():
             'permute: only an n:m pattern has groups to permute for, got "unstructured"',
         ),
         (WandaConfig, {"offload": "no"}, "offload: expected True or False, got 'no'"),
+        (WandaConfig, {"targets": None}, "targets: expected a sequence of name patterns, got None"),
+        (WandaConfig, {"ignore": 3}, "ignore: expected a sequence of name patterns, got 3"),
+        (WandaConfig, {"ignore": "text"}, "ignore: expected a sequence of name patterns, got 'text'"),
         (WandaConfig, {"samples": True}, "samples: expected a whole number of at least 1, got True"),
     ],
 )

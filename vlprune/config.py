@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -78,9 +79,10 @@ class PruneConfig:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
         for name in ("targets", "ignore"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+            entries = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+            if not all(isinstance(entry, str) for entry in entries):
                 raise ValueError(f"{name}: expected a sequence of name patterns, got {value!r}")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, entries)
         for name in ("samples", "batch_size"):
             value = getattr(self, name)
             if not _is_whole(value) or value < 1:
@@ -200,17 +202,22 @@ METHODS: dict[str, type[PruneConfig]] = {
 
 
 def config_from_dict(data: dict[str, Any]) -> PruneConfig:
-    """Read what `PruneConfig.to_dict` wrote; an unknown method, version or field is named."""
+    """Read what `PruneConfig.to_dict` wrote; an unknown method, version or field is named.
+
+    Token weight and allocation may also be a kind's name alone, such as "atv" and "ecoflap".
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"config: expected a dict as PruneConfig.to_dict writes, got {data!r}")
     fields = dict(data)
     version = fields.pop("version", CONFIG_VERSION)
     if version != CONFIG_VERSION:
         raise ValueError(f"config: expected version {CONFIG_VERSION}, got {version!r}")
     method = fields.pop("method", None)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"config: expected method to be one of {', '.join(METHODS)}, got {method!r}")
     config = METHODS[method]
     known = {f.name for f in dataclasses.fields(config)}
-    if unknown := sorted(set(fields) - known):
+    if unknown := sorted(set(fields) - known, key=str):
         raise ValueError(f"config: unknown field {unknown[0]!r} for method {method!r}")
     if "allocation" in fields:
         fields["allocation"] = allocation_from_dict(fields["allocation"])

@@ -50,6 +50,12 @@ def test_clipping_keeps_the_budget(ratios, sizes, sparsity, lam, expected):
     assert owl_sparsities(ratios, sparsity, lam, sizes=sizes) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_nothing_and_everything_are_exact(sparsity):
+    assert owl_sparsities([1.0, 2.0, 3.0], sparsity) == [sparsity] * 3
+    assert owl_sparsities([1.0, 2.0, 3.0], sparsity, 0.3, sizes=[7, 300, 11]) == [sparsity] * 3
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     blocks=st.lists(st.tuples(st.floats(0, 100), st.integers(1, 10**8)), min_size=1, max_size=40),
@@ -74,8 +80,11 @@ def test_budget_order_and_range(blocks, sparsity, lam):
         (({"a": 1.0, "b": float("inf")}, 0.5), "outlier ratio of b: expected a finite number, got inf"),
         (([1, 2], 1.5), "expected a fraction of zeros"),
         (([1, 2], 0.5, -0.1), "lam: expected a number of at least 0, got -0.1"),
+        ((["a"], 0.5), "outlier ratio of 0: expected a finite number, got 'a'"),
+        (([None], 0.5), "outlier ratio of 0: expected a finite number, got None"),
+        ((3, 0.5), "outlier_ratios: expected a list of numbers or a dict by name, got 3"),
     ],
-    ids=["nan", "inf", "sparsity", "lam"],
+    ids=["nan", "inf", "sparsity", "lam", "text", "none", "no list"],
 )
 def test_bad_numbers(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -89,8 +98,12 @@ def test_bad_numbers(arguments, message):
         ([1, 2], [1, 0], "size of 1: expected a whole number of at least 1, got 0"),
         ({"a": 1}, {"b": 1}, "expected sizes of the very blocks"),
         ({"a": 1}, [1], "expected sizes of the very blocks"),
+        ([1, 2], [float("nan"), 1.0], "size of 0: expected a whole number of at least 1, got nan"),
+        ([1, 2], [1, 2.5], "size of 1: .* got 2.5"),
+        ([1, 2], [1, "2"], "size of 1: .* got '2'"),
+        ([1, 2], 5, "sizes: expected a list of numbers or a dict by name, got 5"),
     ],
-    ids=["length", "zero", "names", "form"],
+    ids=["length", "zero", "names", "form", "nan", "fraction", "text", "no list"],
 )
 def test_sizes_that_do_not_match(ratios, sizes, message):
     with pytest.raises(ValueError, match=message):

@@ -60,3 +60,9 @@ def test_round_trip():
     assert allocation_from_dict(allocation.to_dict()) == allocation
     with pytest.raises(ValueError, match="field 'layers' is missing for kind 'per_layer'"):
         allocation_from_dict({"kind": "per_layer"})
+
+
+def test_equal_ones_have_one_hash():
+    first, second = PerLayer({"a": 0.5, "b": 1}), PerLayer({"b": 1.0, "a": 0.5})
+    assert hash(first) == hash(second)
+    assert {first, second, PerLayer({"a": 0.5})} == {first, PerLayer({"a": 0.5})}

@@ -29,14 +29,14 @@ _KINDS: dict[str, type[Allocation]] = {
 }
 
 
-def allocation_from_dict(data: dict[str, Any]) -> Allocation:
-    """Read what `Allocation.to_dict` wrote."""
-    fields = dict(data) if isinstance(data, dict) else {}
+def allocation_from_dict(data: dict[str, Any] | str) -> Allocation:
+    """Read what `Allocation.to_dict` wrote, or a kind's name: that with its defaults."""
+    fields = dict(data) if isinstance(data, dict) else {"kind": data}
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"allocation: expected kind to be one of {', '.join(_KINDS)}, got {data!r}")
     known = {field.name: field for field in dataclasses.fields(_KINDS[kind])}
-    if unknown := sorted(set(fields) - set(known)):
+    if unknown := sorted(set(fields) - set(known), key=str):
         raise ValueError(f"allocation: unknown field {unknown[0]!r} for kind {kind!r}")
     for name, field in known.items():
         if name not in fields and field.default is field.default_factory is dataclasses.MISSING:

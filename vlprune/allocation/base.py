@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 from ..patterns import Pattern
 
-__all__ = ["Allocation", "LayerInfo"]
+__all__ = ["Allocation", "LayerInfo", "as_list", "check_size", "is_finite"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Allocation(ABC):
     """Shares a sparsity out between layers.
 
     `importance` names what the caller has to measure on the model first and to hand to `sparsities`, a
-    number a layer: None (nothing), "zeroth_order" or "outliers".
+    number a layer: None (nothing), "zeroth_order" or "outliers". `prune_` measures them for `ECoFLaP` and
+    `OWL`, whose settings say how (`vlprune.importance.measure_importance`); an allocation of another class
+    that names one is handed None.
     """
 
     kind: ClassVar[str]
     importance: ClassVar[str | None] = None
+    # Whether the layers together are to have exactly the zeros that their shares add up to; else each row
+    # (or layer) has its own share rounded down, as Wanda publishes it.
+    exact_budget: ClassVar[bool] = False
 
     @abstractmethod
     def sparsities(
@@ -59,3 +65,21 @@ class Allocation(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+def is_finite(value: Any) -> bool:
+    """Whether this is a number (also numpy's), and a finite one."""
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def check_size(name: Any, size: Any) -> None:
+    """Refuse what is no number of weights of the block or group of this name."""
+    if not is_finite(size) or int(size) != size or size < 1:
+        raise ValueError(f"size of {name}: expected a whole number of at least 1, got {size!r}")
+
+
+def as_list(name: str, values: Any) -> list[Any]:
+    """Read an argument of this name that holds several values."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}: expected a list of numbers or a dict by name, got {values!r}")
+    return list(values)

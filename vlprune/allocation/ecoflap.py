@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, TypeVar, overload
 
 from ..patterns import Pattern, PatternError
-from .base import Allocation, LayerInfo
+from .base import Allocation, LayerInfo, as_list, check_size, is_finite
 
 __all__ = ["LOSSES", "ECoFLaP", "ecoflap_sparsities"]
 
@@ -76,7 +76,7 @@ def ecoflap_sparsities(
         names = list(scores)
         shares = _shares(names, [scores[n] for n in names], [sizes[n] for n in names], sparsity, max_sparsity)
         return dict(zip(names, shares, strict=True))
-    scores, sizes = list(scores), list(sizes)
+    scores, sizes = as_list("scores", scores), as_list("sizes", sizes)
     if len(scores) != len(sizes):
         raise ValueError(f"ecoflap_sparsities: {len(scores)} scores but {len(sizes)} sizes")
     return _shares(list(range(len(scores))), scores, sizes, sparsity, max_sparsity)
@@ -86,10 +86,9 @@ def _shares(
     names: list[Any], scores: list[float], sizes: list[int], sparsity: float, max_sparsity: float | None
 ) -> list[float]:
     for name, score, size in zip(names, scores, sizes, strict=True):
-        if not (math.isfinite(score) and score >= 0):
+        if not is_finite(score) or score < 0:
             raise ValueError(f"score of {name}: expected a finite number of at least 0, got {score!r}")
-        if isinstance(size, bool) or int(size) != size or size < 1:
-            raise ValueError(f"size of {name}: expected a whole number of at least 1, got {size!r}")
+        check_size(name, size)
     wanted, cap = _limits(sparsity, max_sparsity)
     sizes = [int(size) for size in sizes]
     budget = math.floor(sum(sizes) * (1 - wanted))
@@ -180,6 +179,7 @@ class ECoFLaP(Allocation):
     batch_size: int = 8
     seed: int = 0
     kind: ClassVar[str] = "ecoflap"
+    exact_budget: ClassVar[bool] = True
     importance: ClassVar[str | None] = "zeroth_order"
 
     def __post_init__(self) -> None:
@@ -190,9 +190,9 @@ class ECoFLaP(Allocation):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-        if not isinstance(self.epsilon, int | float) or not 0 < self.epsilon < math.inf:
+        if not is_finite(self.epsilon) or self.epsilon <= 0:
             raise ValueError(f"epsilon: expected a number above 0, got {self.epsilon!r}")
-        if self.group not in _GROUPS:
+        if not isinstance(self.group, str) or self.group not in _GROUPS:
             raise ValueError(f"group: expected one of {', '.join(_GROUPS)}, got {self.group!r}")
         if not callable(self.loss) and self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a function, got {self.loss!r}")

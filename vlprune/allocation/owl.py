@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, overload
 
 from ..patterns import Pattern, PatternError
-from .base import Allocation, LayerInfo
+from .base import Allocation, LayerInfo, as_list, check_size, is_finite
 
 __all__ = ["OWL", "owl_sparsities"]
 
@@ -59,7 +59,7 @@ def owl_sparsities(
 
     Raises:
         ValueError: a ratio is not finite (the block is named), `sizes` does not match or holds a size
-            below 1, `sparsity` is no fraction, `lam` is negative.
+            that is no whole number of at least 1, `sparsity` is no fraction, `lam` is negative.
 
     """
     _check_number("lam", lam, 0.0)
@@ -71,8 +71,8 @@ def owl_sparsities(
         counts = [1] * len(names) if sizes is None else [sizes[name] for name in names]
         shares = _shares(names, [outlier_ratios[name] for name in names], counts, wanted, lam)
         return dict(zip(names, shares, strict=True))
-    ratios = list(outlier_ratios)
-    counts = [1] * len(ratios) if sizes is None else list(sizes)
+    ratios = as_list("outlier_ratios", outlier_ratios)
+    counts = [1] * len(ratios) if sizes is None else as_list("sizes", sizes)
     if len(counts) != len(ratios):
         raise ValueError(f"owl_sparsities: {len(ratios)} outlier ratios but {len(counts)} sizes")
     return _shares(list(range(len(ratios))), ratios, counts, wanted, lam)
@@ -82,12 +82,11 @@ def _shares(
     names: list[Any], ratios: list[float], sizes: list[int], sparsity: float, lam: float
 ) -> list[float]:
     for name, ratio, size in zip(names, ratios, sizes, strict=True):
-        if not math.isfinite(ratio):
+        if not is_finite(ratio):
             raise ValueError(f"outlier ratio of {name}: expected a finite number, got {ratio!r}")
-        if size < 1:
-            raise ValueError(f"size of {name}: expected a whole number of at least 1, got {size!r}")
-    if not ratios:
-        return []
+        check_size(name, size)
+    if not ratios or sparsity in (0, 1):  # at either end nothing is left to share, not even to rounding
+        return [sparsity] * len(ratios)
     low, spread = min(ratios), max(ratios) - min(ratios)
     scaled = [2 * lam * (ratio - low) / spread if spread else 0.0 for ratio in ratios]
     top = _top(scaled, sizes, sparsity)
@@ -133,6 +132,7 @@ class OWL(Allocation):
     lam: float = 0.08
     m: float = 5
     kind: ClassVar[str] = "owl"
+    exact_budget: ClassVar[bool] = True
     importance: ClassVar[str | None] = "outliers"
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class PerLayer(Allocation):
 
     layers: Mapping[str, float]
     kind: ClassVar[str] = "per_layer"
+    exact_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check every fraction and keep a copy."""
@@ -37,6 +38,10 @@ class PerLayer(Allocation):
             except PatternError:
                 raise PatternError(f"{name}: expected a fraction of zeros in [0, 1], got {value!r}") from None
         object.__setattr__(self, "layers", dict(self.layers))
+
+    def __hash__(self) -> int:
+        """Hash the fractions by name; a dict has no hash of its own."""
+        return hash(frozenset(self.layers.items()))
 
     def check(self, pattern: Pattern, sparsity: float | None) -> None:
         """Refuse n:m; which layers there are is not known yet."""
