@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vlprune import ops
-from vlprune.patterns import Pattern
-from vlprune.scoring import channel_permutation, ria_mask, ria_scores
+from vlprune.patterns import Pattern, PatternError
+from vlprune.scoring import channel_permutation, magnitude_mask, ria_mask, ria_scores, wanda_mask
 from vlprune.scoring.ria import _deal, _reassign
 
 
@@ -76,14 +76,31 @@ def test_mask_is_the_selection_of_the_scores(pattern, sparsity, scope):
         (torch.ones(2, 4), torch.ones(5), 0.5, r"expected column_norm of shape \(4,\).*got \(5,\)"),
         (torch.ones(2, 4), torch.ones(4), -1, "expected a finite and at least 0, got -1"),
         (torch.ones(2, 4), torch.ones(4), math.inf, "expected a finite and at least 0, got inf"),
+        (torch.ones(2, 2), torch.tensor([1, -2.0]), 2, "expected column_norm of at least 0, got -2.0"),
+        (torch.ones(2, 2), torch.tensor([1, math.nan]), 0, "expected column_norm of at least 0, got nan"),
     ],
-    ids=["1-d", "integer", "norm-shape", "a-negative", "a-infinite"],
+    ids=["1-d", "integer", "norm-shape", "a-negative", "a-infinite", "norm-negative", "norm-nan"],
 )
 def test_refusals(weight, norm, a, message):
     with pytest.raises(ValueError, match=message):
         ria_scores(weight, norm, a)
     with pytest.raises(ValueError, match=message):
         ria_mask(weight, norm, Pattern(2, 4), 0.5, a=a)
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:8", "unstructured"])
+def test_pattern_as_text(text):
+    weight, norm, pattern = torch.randn(5, 16), torch.rand(16), Pattern.parse(text)
+    share = pattern.resolve_sparsity(0.4 if pattern.m is None else None)
+    for mask in (ria_mask, wanda_mask, lambda w, _, *rest: magnitude_mask(w, *rest)):
+        keep = mask(weight, norm, text, share)
+        assert torch.equal(keep, mask(weight, norm, pattern, share))
+        assert int((~keep).sum()) == 5 * int(16 * share)
+        with pytest.raises(PatternError, match=r"pattern: expected .* got '4:2'"):
+            mask(weight, norm, "4:2", share)
+    if pattern.m:
+        scores = weight.abs()
+        assert torch.equal(channel_permutation(scores, text), channel_permutation(scores, pattern))
 
 
 def test_channels_are_dealt_in_a_snake():
@@ -153,11 +170,12 @@ def test_order_that_cannot_be_beaten_comes_back():
     ("scores", "pattern", "message"),
     [
         (torch.ones(2, 8), Pattern(), 'expected an n:m pattern, got "unstructured"'),
+        (torch.ones(2, 8), "8", "pattern: expected .* got '8'"),
         (torch.ones(2, 6), Pattern(2, 4), "in_features divisible by 4, got 6"),
         (torch.ones(8), Pattern(2, 4), r"expected finite scores \[out, in\], got \(8,\)"),
         (torch.full((2, 8), math.nan), Pattern(2, 4), "expected finite scores"),
     ],
-    ids=["unstructured", "width", "1-d", "nan"],
+    ids=["unstructured", "text", "width", "1-d", "nan"],
 )
 def test_permutation_refuses(scores, pattern, message):
     with pytest.raises(ValueError, match=message):

@@ -30,7 +30,7 @@ def ria_scores(weight: Tensor, column_norm: Tensor, a: float = 0.5) -> Tensor:
         float32 [out, in].
 
     Raises:
-        ValueError: wrong shapes or dtypes, or `a` negative or not finite.
+        ValueError: wrong shapes or dtypes, a norm that is negative or NaN, `a` negative or not finite.
 
     """
     return ops.wanda_scores(*_wanda_arguments(weight, column_norm, a))
@@ -39,7 +39,7 @@ def ria_scores(weight: Tensor, column_norm: Tensor, a: float = 0.5) -> Tensor:
 def ria_mask(
     weight: Tensor,
     column_norm: Tensor,
-    pattern: Pattern,
+    pattern: str | Pattern,
     sparsity: float,
     scope: str = "row",
     a: float = 0.5,
@@ -48,7 +48,7 @@ def ria_mask(
     return wanda_mask(*_wanda_arguments(weight, column_norm, a), pattern, sparsity, scope)
 
 
-def channel_permutation(scores: Tensor, pattern: Pattern) -> Tensor:
+def channel_permutation(scores: Tensor, pattern: str | Pattern) -> Tensor:
     """Order of the input channels in which n:m keeps more of the total score than in the given order.
 
     Channels sorted by total score are dealt to the groups in a snake (first group to last and back), so
@@ -57,7 +57,7 @@ def channel_permutation(scores: Tensor, pattern: Pattern) -> Tensor:
 
     Args:
         scores: [out, in], any method's scores, finite.
-        pattern: n:m, with m dividing in.
+        pattern: "n:m", with m dividing in.
 
     Returns:
         int64 [in]: ``scores[:, order]`` is the permuted matrix. Never worse than the order given, which
@@ -67,12 +67,13 @@ def channel_permutation(scores: Tensor, pattern: Pattern) -> Tensor:
         ValueError: a pattern other than n:m, or scores that are not finite or of another shape.
 
     """
-    n, m = pattern.n, pattern.m
+    kind = Pattern.parse(pattern)
+    n, m = kind.n, kind.m
     if n is None or m is None:
-        raise PatternError(f'channel_permutation: expected an n:m pattern, got "{pattern.name}"')
+        raise PatternError(f'channel_permutation: expected an n:m pattern, got "{kind.name}"')
     if scores.dim() != 2 or not bool(scores.isfinite().all()):
         raise ValueError(f"channel_permutation: expected finite scores [out, in], got {tuple(scores.shape)}")
-    pattern.check_inputs(scores.shape[1], "channel_permutation")
+    kind.check_inputs(scores.shape[1], "channel_permutation")
     channels = scores.detach().t().float().contiguous()
     given = torch.arange(len(channels), device=scores.device).view(-1, m)
     if scores.numel() == 0:
@@ -128,8 +129,11 @@ def _wanda_arguments(weight: Tensor, column_norm: Tensor, a: float) -> tuple[Ten
         )
     if isinstance(a, bool) or not isinstance(a, int | float) or not 0 <= a < math.inf:
         raise ValueError(f"ria_scores: expected a finite and at least 0, got {a!r}")
+    norm = column_norm.detach().float()
+    if not bool((norm >= 0).all()):
+        raise ValueError(f"ria_scores: expected column_norm of at least 0, got {float(norm.min())}")
     magnitude = weight.detach().abs().float()
     by_column, by_row = (magnitude.sum(axis, keepdim=True) for axis in (0, 1))
     # Where a sum is zero so is all it divides.
     relative = magnitude / by_column.where(by_column > 0, 1) + magnitude / by_row.where(by_row > 0, 1)
-    return relative, column_norm.detach().float() ** a
+    return relative, norm**a
