@@ -60,10 +60,10 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 class Memory:
     """Inputs and outputs of some modules in one run, for later runs in which others have changed.
 
-    Tensors are remembered by reference, so that this takes little more than what a forward makes anyway;
-    only what the model writes into afterwards is copied. A module that is called several times answers
-    each call. One that writes into its own inputs, or that takes or returns anything but tensors and plain
-    values, always computes.
+    Tensors are remembered by reference, which holds one activation a module remembered for as long as the
+    memory lasts; only what the model writes into afterwards is copied. A module that is called several
+    times answers each call. One that writes into its own inputs, or that takes or returns anything but
+    tensors and plain values, always computes.
 
     Args:
         modules: what may answer; of several that contain each other the outermost that can does. Their

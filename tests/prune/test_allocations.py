@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from vlprune import MagnitudeConfig, PatternError, PerTower, WandaConfig, models
 from vlprune.allocation import OWL, ECoFLaP, PerLayer, ecoflap_sparsities, owl_sparsities
 from vlprune.config import RIAConfig, SparseGPTConfig
 from vlprune.importance import outlier_ratio
+from vlprune.losses import loss_and_batches
+from vlprune.zeroth_order import zeroth_order_scores
 
 ECOFLAP = ECoFLaP(samples=8, batch_size=4)
 
@@ -119,6 +123,42 @@ def test_ecoflap_scores_every_layer_once_and_shares_one_budget(clip, batches, me
     assert len(set(shares.values())) > 1
 
 
+def test_every_field_of_ecoflap_reaches_the_measurement(clip, batches):
+    """Against the scores that a direct call with the same settings gives; each setting changes them."""
+    fields = {"epsilon": 0.02, "draws": 2, "samples": 6, "loss": mean_feature, "batch_size": 3, "seed": 5}
+    reference = copy.deepcopy(clip)
+    models.split_attention_(reference)
+    blocks = blocks_of(reference)
+    layers = {name: layer for block in blocks for name, layer in block.linears().items()}
+
+    def scores(**changed):
+        now = fields | changed
+        loss, cut = loss_and_batches(
+            now["loss"], reference, batches, samples=now["samples"], batch_size=now["batch_size"]
+        )
+        settings = {name: now[name] for name in ("epsilon", "draws", "seed")}
+        return zeroth_order_scores(
+            reference, layers, {block.name: block.module for block in blocks}, cut, loss, **settings
+        )
+
+    expected = scores()
+    for name in fields:
+        assert scores(**{name: getattr(ECoFLaP(), name)}) != expected, name
+    allocation = ECoFLaP(max_sparsity=0.9, group="layer", **fields)
+    config = WandaConfig(pattern="unstructured", sparsity=0.5, allocation=allocation)
+    report = vlprune.prune_(clip, config, batches)
+    assert {layer.name: layer.importance for layer in report.layers} == expected
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    shares = ecoflap_sparsities(expected, sizes, 0.5, 0.9)
+    assert {layer.name: layer.target for layer in report.layers} == shares
+    assert max(shares.values()) > 0.6  # above what the default cap allows
+
+
+def mean_feature(model, batch):
+    """A loss that is none of the built-in ones."""
+    return model.encode_image(batch.images).square().mean() + model.encode_text(batch.texts).pow(3).mean()
+
+
 def test_ecoflap_leaves_the_model_that_is_pruned_the_same(clip, batches):
     """Scoring perturbs every weight; the pruning after it must start from the very same ones."""
     other = copy.deepcopy(clip)
@@ -186,7 +226,7 @@ def test_report_goes_to_json(clip, batches):
     for layer, made in zip(record["layers"], report.layers, strict=True):
         assert layer["target"] == made.target
         assert layer["importance"] == made.importance
-        assert layer["zeros"] == int(layer["shape"][1] * made.target) * layer["shape"][0]
+        assert layer["zeros"] == made.zeros
 
 
 def test_layers_of_per_layer_must_be_those_that_are_pruned(clip, batches):
@@ -232,7 +272,7 @@ def test_interrupted_scoring_leaves_the_model(clip, batches, after):
     shares=st.lists(st.floats(0, 1), min_size=20, max_size=20),
     scope=st.sampled_from(["row", "layer"]),
 )
-def test_zeros_of_any_allocation_are_within_one_a_unit(shares, scope):
+def test_zeros_of_any_allocation_meet_its_budget(shares, scope):
     from conftest import tiny_clip
 
     clip = tiny_clip()
@@ -241,11 +281,29 @@ def test_zeros_of_any_allocation_are_within_one_a_unit(shares, scope):
     models.merge_attention_(clip, split)
     allocation = PerLayer(dict(zip(names, shares, strict=True)))
     report = vlprune.prune_(clip, MagnitudeConfig(pattern="unstructured", scope=scope, allocation=allocation))
-    for layer, share in zip(report.layers, shares, strict=True):
-        rows, columns = layer.shape
-        wanted = {"row": rows * int(columns * share), "layer": int(rows * columns * share)}[scope]
-        assert layer.zeros == wanted
-        assert 0 <= rows * columns * share - layer.zeros <= {"row": rows, "layer": 1}[scope]
+    sizes = [layer.shape[0] * layer.shape[1] for layer in report.layers]
+    for layer, size, share in zip(report.layers, sizes, shares, strict=True):
+        assert abs(layer.zeros - size * share) <= 1
+    budget = sum(size * Fraction(share) for size, share in zip(sizes, shares, strict=True))
+    assert abs(sum(layer.zeros for layer in report.layers) - budget) <= Fraction(1, 2)
+    if scope == "row":
+        models.split_attention_(clip)
+        for block in blocks_of(clip):
+            for linear in block.linears().values():
+                rows = (linear.weight == 0).sum(1)
+                assert rows.max() - rows.min() <= 1
+                assert (rows.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("scope", ["row", "layer"])
+@pytest.mark.parametrize("method", [WandaConfig, RIAConfig, MagnitudeConfig])
+def test_kept_weights_of_both_towers_are_the_budget(clip, batches, method, scope):
+    report = vlprune.prune_(
+        clip, method(pattern="unstructured", sparsity=0.53, scope=scope, allocation=ECOFLAP), batches
+    )
+    total = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
+    kept = total - sum(layer.zeros for layer in report.layers)
+    assert kept == math.floor(total * Fraction("0.47"))
 
 
 def test_progress_bars_name_the_stages(clip, batches, capsys):
