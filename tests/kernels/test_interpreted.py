@@ -1,4 +1,4 @@
-"""The Triton kernels' numbers, without a GPU: see `interpreted.py`, run once for all cases."""
+"""The Triton kernels' numbers, without a GPU: see `interpreted.py`, run once for all its cases."""
 
 import json
 import os
@@ -14,12 +14,13 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 @pytest.fixture(scope="module")
 def results():
-    # The child finds the package where this process did.
+    # The child finds the package where this process did, and runs the kernels whatever this one is to run.
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = {name: value for name, value in os.environ.items() if name != "VLPRUNE_BACKEND"}
     script = Path(__file__).with_name("interpreted.py")
     done = subprocess.run(
         [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env={**environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

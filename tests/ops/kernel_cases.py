@@ -1,0 +1,318 @@
+"""The scoring kernels' cases, on a GPU (`test_cuda.py`) or the CPU (`../kernels/interpreted.py`).
+
+Every output is made full of 0xFF and is followed by a guard, so that an entry that is not written and one
+that is written too many are seen; and which kernels were launched is compared with what the case is to try.
+"""
+
+import contextlib
+import importlib
+from unittest import mock
+
+import torch
+
+from vlprune.ops import reference, triton_ops
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODULES = ("column_sumsq", "wanda_layer", "wanda_mask", "wanda_pack24", "wanda_rows")
+GUARD = 64
+_made = []
+_new_empty = torch.Tensor.new_empty
+
+
+def empty(*shape, dtype=torch.float32, device="cpu"):
+    """What `torch.empty` gives, poisoned and guarded."""
+    shape = torch.Size(shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
+    size = shape.numel() * dtype.itemsize
+    memory = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8, device=device)
+    _made.append(memory)
+    return memory[:size].view(dtype).view(shape)
+
+
+def new_empty(self, *shape, dtype=None, device=None):
+    """What `torch.Tensor.new_empty` gives, likewise."""
+    # The interpreter's own ones name a device.
+    if device is not None:
+        return _new_empty(self, *shape, dtype=dtype, device=device)
+    return empty(*shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def guards_stand():
+    """Whether nothing was written past the end of what was made since the last time."""
+    whole = all(bool((memory[-GUARD:] == 0xFF).all()) for memory in _made)
+    _made.clear()
+    return whole
+
+
+@contextlib.contextmanager
+def watched():
+    """Poison what the launchers allocate, and give the set that the names of launched kernels come into."""
+    from vlprune.kernels.launch import launch
+
+    launched = set()
+
+    def noted(kernel, *arguments, **constants):
+        launched.add(kernel.fn.__name__)
+        launch(kernel, *arguments, **constants)
+
+    with contextlib.ExitStack() as stack:
+        for name in MODULES:
+            module = importlib.import_module(f"vlprune.kernels.{name}")
+            stack.enter_context(mock.patch.object(module, "launch", noted))
+        stack.enter_context(mock.patch.object(torch, "empty", empty))
+        stack.enter_context(mock.patch.object(torch.Tensor, "new_empty", new_empty))
+        yield launched
+
+
+def same(actual, expected):
+    """Bit for bit."""
+    assert actual.dtype is expected.dtype
+    assert actual.shape == expected.shape
+    one, other = (tensor.cpu().contiguous().view(torch.uint8) for tensor in (actual, expected))
+    assert torch.equal(one, other)
+
+
+def on_cpu(op, *arguments):
+    """Call the definition, which refuses scores that are not finite there."""
+    here = (each.cpu() if isinstance(each, torch.Tensor) else each for each in arguments)
+    return getattr(reference, op)(*here)
+
+
+def packs(weight, norm):
+    """Compare one packing, bit for bit."""
+    for pair in zip(triton_ops.wanda_pack24(weight, norm), on_cpu("wanda_pack24", weight, norm), strict=True):
+        same(*pair)
+
+
+def masks(weight, norm, *how):
+    """Compare one mask, bit for bit."""
+    same(triton_ops.wanda_mask(weight, norm, *how), on_cpu("wanda_mask", weight, norm, *how))
+
+
+def matrix(kind, rows, cols, dtype, device="cpu"):
+    """Give ``(weight, norm)``; but for "normal" there are ties, zeros of both signs and few non-zeros."""
+    generator = torch.Generator().manual_seed(rows * 1000 + cols)
+    weight = torch.randn(rows, cols, generator=generator)
+    norm = torch.rand(cols, generator=generator) + 0.1
+    if kind != "normal":
+        weight, norm = (weight * 1.5).round(), (norm * 2).round()
+        weight[weight == 1] = -0.0
+    if kind == "signed":
+        # No norm is negative, but what the definition says of such is defined.
+        norm -= 1
+    if kind == "tiny":
+        # Products below the smallest normal float, which must not be flushed; and an infinity, a NaN.
+        weight, norm = weight * 2.0**-8, norm * 2.0**-135
+    return weight.to(device, dtype), norm.to(device)
+
+
+KINDS = ("normal", "ties", "signed", "tiny")
+PACKED = ((1, 4), (1, 8), (3, 12), (5, 20), (33, 64), (2, 272), (3, 300))
+PATTERNS = ("2:4", "1:4", "3:4")
+GROUPED = (("1:2", 5, 14), ("1:3", 3, 9), ("4:8", 3, 64), ("3:8", 300, 8), ("2:16", 2, 48), ("31:32", 2, 64))
+GROUPED += (("10:40", 2, 80), ("5:6", 7, 6))
+ROWS = ((1, 1, 1.0), (3, 7, 0.5), (2, 8, 0.0), (2, 8, 0.99), (3, 100, 0.3), (2, 1000, 0.7), (2, 1500, 0.5))
+
+
+def _pack(dtype, kind, device):
+    for rows, cols in PACKED:
+        packs(*matrix(kind, rows, cols, dtype, device))
+
+
+def _mask(dtype, kind, device, *calls):
+    for pattern, rows, cols, sparsity, scope in calls:
+        masks(*matrix(kind, rows, cols, dtype, device), pattern, sparsity, scope)
+
+
+def _groups4(dtype, kind, device):
+    calls = ((pattern, *shape, None, "row") for pattern in PATTERNS for shape in ((5, 20), (2, 64), (1, 8)))
+    _mask(dtype, kind, device, *calls, ("2:4", 33, 272, None, "row"))
+
+
+def _groups(dtype, kind, device):
+    _mask(dtype, kind, device, *((*call, None, "row") for call in GROUPED))
+
+
+def _rows(dtype, kind, device):
+    _mask(dtype, kind, device, *(("unstructured", *call, "row") for call in ROWS))
+
+
+def _layer(dtype, kind, device):
+    from vlprune.kernels import wanda_layer
+
+    # Small blocks, so that a row has several and the matrix several programs, without a large matrix.
+    calls = [("unstructured", 5, 300, share, "layer") for share in (0.0, 0.001, 0.5, 0.9, 1.0)]
+    with mock.patch.multiple(wanda_layer, BLOCK=128, ENTRIES=600):
+        _mask(dtype, kind, device, *calls)
+        _mask(dtype, kind, device, ("unstructured", 1, 1, 1.0, "layer"), ("unstructured", 7, 3, 0.4, "layer"))
+
+
+def _many(dtype, kind, device):
+    matrices = [matrix(kind, *shape, dtype, device) for shape in (*PACKED, (40, 528), (1, 256))]
+    other = torch.bfloat16 if dtype is torch.float32 else torch.float32
+    matrices.append(matrix(kind, 3, 24, other, device))
+    matrices.append(matrix(kind, 3, 24, torch.float64, device))
+    weights, norms = [list(each) for each in zip(*matrices, strict=True)]
+    packed = zip(*triton_ops.wanda_pack24_many(weights, norms), strict=True)
+    for got, (weight, norm) in zip(packed, matrices, strict=True):
+        for actual, expected in zip(got, on_cpu("wanda_pack24", weight, norm), strict=True):
+            same(actual, expected)
+
+
+def _tower_again(dtype, kind, device):
+    from vlprune.kernels.wanda_pack24 import Tower
+
+    matrices = [matrix(kind, *shape, dtype, device) for shape in ((40, 272), (3, 64), (1, 528))]
+    weights, norms = [list(each) for each in zip(*matrices, strict=True)]
+    tower = Tower(weights, norms)
+    tower.pack()
+    for weight in weights:
+        weight.neg_()
+        weight[:, ::3] = 0
+    for got, weight, norm in zip(tower.pack(), weights, norms, strict=True):
+        for actual, expected in zip(got, on_cpu("wanda_pack24", weight, norm), strict=True):
+            same(actual, expected)
+
+
+def _memory(dtype, kind, device):
+    """Weights that are no whole rows next to each other, or that start between 16-byte addresses."""
+    weight, norm = matrix(kind, 24, 32, dtype, device)
+    flat = torch.zeros(24 * 32 + 1, dtype=dtype, device=device)
+    flat[1:] = weight.flatten()
+    for view, scale in (
+        (weight.t(), norm[:24]),
+        (weight[:, 4:16], norm[4:16].double()),
+        (flat[1:].view(24, 32), torch.cat((norm[:1], norm))[1:]),
+    ):
+        packs(view, scale)
+        for pattern in ("2:4", "4:8", "unstructured"):
+            sparsity = 0.5 if pattern == "unstructured" else None
+            if view.shape[1] % 8 == 0 or pattern != "4:8":
+                masks(view, scale, pattern, sparsity)
+    for empty in (weight[:0], weight[:, :0]):
+        scale = norm[: empty.shape[1]]
+        assert triton_ops.wanda_pack24(empty, scale)[0].shape == (empty.shape[0], empty.shape[1] // 2)
+        assert triton_ops.wanda_mask(empty, scale).shape == empty.shape
+        assert triton_ops.column_sumsq(empty).tolist() == [0.0] * empty.shape[1]
+
+
+def _not_finite(dtype, kind, device):
+    """Counts stay exact, infinity ranks above the numbers and NaN above infinity."""
+    weight, norm = matrix(kind, 4, 64, dtype, device)
+    weight[1, 4:8] = torch.tensor([torch.nan, 1.0, torch.inf, 2.0], device=device)
+    weight[2, ::3] = -torch.nan
+    weight[3, :40] = torch.inf
+    keep = triton_ops.wanda_mask(weight, norm + 1)
+    assert keep[1, 4:8].tolist() == [True, False, True, False]
+    assert keep.view(4, 16, 4).sum(-1).eq(2).all()
+    values, meta = triton_ops.wanda_pack24(weight, norm + 1)
+    masked = weight.masked_fill(~keep, 0)
+    same(on_cpu("unpack24", values, meta).nan_to_num(9), masked.nan_to_num(9) + 0.0)
+    for pattern, per_row in (("4:8", 32), ("unstructured", 33)):
+        keep = triton_ops.wanda_mask(weight, norm + 1, pattern, 31 / 64 if per_row == 33 else None)
+        assert keep.sum(1).tolist() == [per_row] * 4
+    keep = triton_ops.wanda_mask(weight, norm + 1, "unstructured", 0.25, "layer")
+    assert keep.sum() == 192
+    assert keep[2, ::3].all()
+
+
+# NaN without and with the sign bit: 0 / 0 gives the second on an x86 processor.
+NANS = (0x7FC00000, -0x00400000)
+
+
+def _nan_norms(dtype, kind, device):
+    """A norm that is NaN, of either sign, ranks above infinity; -0.0 does not turn an order round."""
+    for bits in NANS:
+        norm = torch.ones(8)
+        norm[1] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        assert norm.view(torch.int32)[1] == bits
+        weight = torch.ones(1, 8, dtype=dtype, device=device)
+        weight[0, 2], norm = torch.inf, norm.to(device)
+        for how, kept in (
+            (("1:4",), [1, 7]),
+            (("2:4",), [1, 2, 6, 7]),
+            (("1:8",), [1]),
+            (("2:8",), [1, 2]),
+            (("unstructured", 0.875), [1]),
+            (("unstructured", 0.75), [1, 2]),
+            (("unstructured", 0.875, "layer"), [1]),
+            (("unstructured", 0.75, "layer"), [1, 2]),
+        ):
+            assert triton_ops.wanda_mask(weight, norm, *how)[0].nonzero().flatten().tolist() == kept
+        values, meta = triton_ops.wanda_pack24(weight, norm)
+        assert (values.tolist(), meta.tolist()) == ([[1.0, torch.inf, 1.0, 1.0]], [[0b11101001]])
+    # Infinity times -0.0 is NaN.
+    weight[0, 2], norm[1], norm[2] = torch.inf, torch.inf, -0.0
+    assert triton_ops.wanda_mask(weight, norm, "1:4")[0, :4].tolist() == [False, False, True, False]
+
+
+def _sumsq(dtype, kind, device):
+    from vlprune.kernels import column_sumsq
+
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 131, 70, generator=generator).to(device, dtype)
+    share = torch.rand(2, 131, generator=generator).to(device)
+    for seen, weight in (
+        (x, None),
+        (x, share),
+        (x[:, :, 3:60], share[:, :1]),
+        (x[:, ::2], share[0, 0] > 0.1),
+        (x.transpose(0, 2)[..., :1], None),
+        (x[:1, :1], None),
+    ):
+        double = seen.double().square()
+        if weight is not None:
+            double = double * weight.double().expand(seen.shape[:-1])[..., None]
+        # Small chunks, so that a few tokens make several; 70 columns leave part of a block unused.
+        with mock.patch.multiple(column_sumsq, CHUNK=32, CHUNKS=3):
+            actual, again = (triton_ops.column_sumsq(seen, weight) for _ in range(2))
+        # Float32 sums of at most 262 terms of one sign in a tree of depth under 20: 20 half-units of 2^-24.
+        torch.testing.assert_close(
+            actual.double(), reference.rows_of(double).sum(0), rtol=20 * 2.0**-24, atol=0
+        )
+        assert torch.equal(actual, again)
+
+
+def _elsewhere(dtype, kind, device):
+    """What no kernel takes goes to the definition."""
+    for width in (8193, 16400):
+        masks(*matrix(kind, 2, width, dtype, device), "unstructured", 0.5)
+    double, norm = matrix(kind, 3, 8, torch.float64, device)
+    masks(double, norm)
+    packs(double, norm)
+    same(triton_ops.column_sumsq(double), on_cpu("column_sumsq", double))
+
+
+LAYER = {"_count_digits", "_count_ties", "_write"}
+MASKS = {"_mask4", "_mask_ranked", "_mask_units"}
+# name -> (check, kinds of matrices, the kernels it launches)
+CHECKS = {
+    "pack": (_pack, KINDS, {"_pack_one"}),
+    "groups of 4": (_groups4, KINDS, {"_mask4"}),
+    "other groups": (_groups, ("normal", "signed"), {"_mask_ranked", "_mask_units"}),
+    "rows": (_rows, KINDS, {"_mask_units"}),
+    "layer": (_layer, ("normal", "signed"), LAYER),
+    "many": (_many, ("normal", "ties"), {"_pack_many"}),
+    "tower again": (_tower_again, ("ties",), {"_pack_many"}),
+    "memory": (_memory, ("ties",), {"_pack_one", *MASKS}),
+    "not finite": (_not_finite, ("normal",), {"_pack_one", *MASKS, *LAYER}),
+    "norms that are NaN": (_nan_norms, ("normal",), {"_pack_one", *MASKS, *LAYER}),
+    "column_sumsq": (_sumsq, ("normal",), {"_partial", "_total"}),
+    "elsewhere": (_elsewhere, ("normal",), set()),
+}
+# What does not depend on the dtype but for a conversion is tried with two of them.
+CASES = {
+    f"{check}, {kind}, {name}": (function, dtype, kind, kernels)
+    for check, (function, kinds, kernels) in CHECKS.items()
+    for kind in kinds
+    for name, dtype in DTYPES.items()
+    if name != "float16" or (check in ("pack", "groups of 4", "many") and kind in ("normal", "ties"))
+}
+
+
+def run(name, device):
+    """Run one case on a device."""
+    function, dtype, kind, kernels = CASES[name]
+    with watched() as launched:
+        function(dtype, kind, device)
+        assert guards_stand(), "wrote past the end of an output"
+    assert launched == kernels, f"launched {launched}, to be tried were {kernels}"
