@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 
-from .. import scoring
+from .. import ops, scoring
 from ..calibration import Calibration
-from ..config import PruneConfig, RIAConfig, SparseGPTConfig, WandaConfig
+from ..config import MagnitudeConfig, PruneConfig, RIAConfig, SparseGPTConfig, WandaConfig
 from ..patterns import Pattern
+from .counts import mask_of_zeros
 from .permutation import Feed, input_order, reorder_inputs_
 from .undo import Undo
 
@@ -24,6 +26,7 @@ def prune_layer_(
     calibration: Calibration | None,
     undo: Undo,
     feed: Feed | None = None,
+    zeros: int | None = None,
 ) -> None:
     """Prune one layer in place.
 
@@ -34,14 +37,17 @@ def prune_layer_(
         sparsity: fraction of zeros that the allocation gives it.
         calibration: statistics of its inputs, None for a method without.
         undo: told of every parameter before it changes.
-        feed: what feeds it, if its inputs can be reordered; see `vlprune.permutation`.
+        feed: what feeds it, if its inputs can be reordered; see `vlprune.prune.permutation`.
+        zeros: exactly how many weights go, where a budget over all layers says so; None leaves it to
+            `sparsity`, rounded down in each row.
 
     """
     pattern = Pattern.parse(config.pattern)
     if isinstance(config, RIAConfig) and config.permute and feed is not None and calibration is not None:
         _permute_(name, layer, config, pattern, calibration, undo, feed)
     undo.keep(layer.weight)
-    layer.weight.data.copy_(_pruned(name, layer.weight.detach(), config, pattern, sparsity, calibration))
+    weight = layer.weight.detach()
+    layer.weight.data.copy_(_pruned(name, weight, config, pattern, sparsity, calibration, zeros))
 
 
 def _pruned(
@@ -51,24 +57,44 @@ def _pruned(
     pattern: Pattern,
     sparsity: float,
     calibration: Calibration | None,
+    zeros: int | None,
 ) -> Tensor:
-    if calibration is None:
-        keep = scoring.magnitude_mask(weight, pattern, sparsity, config.scope)
-    elif isinstance(config, SparseGPTConfig):
-        hessian = calibration.hessian(name).to(weight.device)
+    if isinstance(config, SparseGPTConfig):
+        hessian = _required(calibration).hessian(name).to(weight.device)
         share = None if pattern.m else sparsity
         return scoring.sparsegpt_prune(
             weight, hessian, pattern, share, config.blocksize, config.damping, name=name
         )[0]
+    select = _selection(name, weight, config, pattern, calibration)
+    rows, columns = weight.shape
+    if zeros is None or pattern.m:
+        keep = select(slice(rows), sparsity)
     else:
-        norm = calibration.column_norm(name).to(weight.device)
-        if isinstance(config, RIAConfig):
-            keep = scoring.ria_mask(weight, norm, pattern, sparsity, config.scope, config.a)
-        elif isinstance(config, WandaConfig):
-            keep = scoring.wanda_mask(weight, norm, pattern, sparsity, config.scope)
-        else:
-            raise TypeError(f"config: {type(config).__name__} is no method that prune_ knows")
+        keep = mask_of_zeros(select, (rows, columns), zeros, config.scope)
     return weight.masked_fill(~keep, 0.0)
+
+
+def _selection(
+    name: str, weight: Tensor, config: PruneConfig, pattern: Pattern, calibration: Calibration | None
+) -> Callable[[slice, float], Tensor]:
+    """``(rows, sparsity) -> keep mask`` of these rows, whose scores do not depend on what is asked for."""
+    if isinstance(config, MagnitudeConfig):
+        return lambda rows, share: scoring.magnitude_mask(weight[rows], pattern, share, config.scope)
+    norm = _required(calibration).column_norm(name).to(weight.device)
+    if isinstance(config, RIAConfig):
+        scores = scoring.ria_scores(weight, norm, config.a)
+        return lambda rows, share: ops.select(
+            scores[rows], pattern.name, None if pattern.m else share, config.scope
+        )
+    if isinstance(config, WandaConfig):
+        return lambda rows, share: scoring.wanda_mask(weight[rows], norm, pattern, share, config.scope)
+    raise TypeError(f"config: {type(config).__name__} is no method that prune_ knows")
+
+
+def _required(calibration: Calibration | None) -> Calibration:
+    if calibration is None:
+        raise ValueError("calibration: this method needs it")
+    return calibration
 
 
 def _permute_(

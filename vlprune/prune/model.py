@@ -20,6 +20,7 @@ from ..models.running import evaluating
 from ..patterns import Pattern
 from ..targets import select_layers
 from ..token_weights import token_weighting
+from .counts import layer_zeros
 from .layer import prune_layer_
 from .permutation import feeds
 from .report import LayerReport, PruneReport
@@ -45,7 +46,8 @@ def prune_(
 
     Args:
         model: an open_clip model (see `vlprune.models.view`).
-        config: method, pattern and where, e.g. ``WandaConfig(pattern="2:4")``.
+        config: method, pattern and where, e.g. ``WandaConfig(pattern="2:4")``. A second copy of the
+            pruned weights is held until all is done, in CPU memory with ``offload=True``.
         calib: data of `load_data`, or batches: an iterable of ``(images, texts)`` tensors. Magnitude
             needs none (but OWL and ECoFLaP do). At most ``config.samples`` images are used.
         filter_fn: ``(module, qualified name) -> bool``, True for the layers to prune.
@@ -123,12 +125,24 @@ def _prune_layers(
     importance = measure_importance(model, config, blocks, inside, calib, progress)
     pattern = Pattern.parse(config.pattern)
     shares = config.allocation.sparsities(infos, pattern, config.sparsity, importance)
+    zeros: dict[str, int] = {}
+    if config.allocation.exact_budget and pattern.m is None:
+        zeros = layer_zeros({name: info.size for name, info in infos.items()}, shares)
     done: dict[str, LayerReport] = {}
 
     def prune(name: str, calibration: Calibration | None) -> None:
         feed_of = feeds(blocks[name])
         for layer in inside[name]:
-            prune_layer_(layer, layers[layer], config, shares[layer], calibration, undo, feed_of.get(layer))
+            prune_layer_(
+                layer,
+                layers[layer],
+                config,
+                shares[layer],
+                calibration,
+                undo,
+                feed_of.get(layer),
+                zeros.get(layer),
+            )
             rows, columns = layers[layer].weight.shape
             done[layer] = LayerReport(
                 layer,

@@ -16,9 +16,10 @@ class LayerReport:
         name: qualified name of its layer.
         shape: [out, in].
         zeros: exact number of zeros.
-        target: fraction of zeros that the allocation gave it. Counts are whole: under an unstructured
-            pattern ``int(in * target)`` of each row (``int(out * in * target)`` with scope "layer", as
-            many of each block of columns for SparseGPT), so `sparsity` may lie just below.
+        target: fraction of zeros that the allocation gave it. Counts are whole. Where the allocation
+            keeps a budget (ECoFLaP, OWL, PerLayer), within one weight of ``out * in * target``; else,
+            under an unstructured pattern, ``int(in * target)`` of each row (of the layer with scope
+            "layer"). SparseGPT has ``int`` of each block of columns, always.
         tower: "visual" or "text".
         block: number of its block in the tower, from the input.
         importance: what the allocation measured on it (OWL: percentage of outliers in its block, ECoFLaP:
@@ -44,9 +45,9 @@ class LayerReport:
 class PruneReport:
     """What `prune_` did: method, pattern, every layer, seconds.
 
-    An allocation's budget is exact in fractions, ``sum size * target``; the zeros stay below it by less
-    than one weight a row (scope "layer": a layer; SparseGPT: a block of columns), and may exceed it where
-    a weight was zero before.
+    Under ECoFLaP, OWL and PerLayer the zeros of all layers together are the rounded sum of ``size *
+    target`` (with SparseGPT fewer, by less than one a block of columns). More there can only be where a
+    weight was zero before.
     """
 
     method: str
