@@ -24,7 +24,7 @@ bench: $(DEMO_STAMP)  ## linear24 against the dense layer on this machine
 
 accuracy: $(DEMO_STAMP)  ## what every method costs the built-in model, and every split between its towers
 	$(BIN)/python benchmarks/accuracy.py methods --out out/demo-methods.json
-	$(BIN)/python benchmarks/accuracy.py split --out out/demo-split.json
+	$(BIN)/python benchmarks/accuracy.py split --seeds 3 --out out/demo-split.json
 
 # With the Python that has torch for the GPU already, so that it needs no network.
 GPU_OUT ?=

@@ -70,7 +70,7 @@ def split_variants(args: argparse.Namespace, seed: int) -> dict[str, PruneConfig
         if 0 <= text < 100:
             share = PerTower(visual=visual / 100, text=text / 100)
             chosen[f"{visual}:{text}"] = WandaConfig(
-                pattern="unstructured", allocation=share, samples=args.samples
+                pattern="unstructured", allocation=share, targets=tuple(args.targets), samples=args.samples
             )
     return chosen
 
@@ -85,16 +85,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "table": args.table,
         "model": args.name or args.model,
         "data": args.data_name or args.data,
+        "calib": args.calib_name or args.calib,
         "images": len(data),
         "samples": args.samples,
+        "targets": args.targets,
         "machine": measure.machine_info(),
     }
     rows: dict[str, Any] = {}
     if args.out.exists():
         kept = read_json(args.out)
-        same = ("format", "table", "model", "data", "images", "samples")
-        if any(kept.get(key) != head[key] for key in same):
-            raise SystemExit(f"{args.out}: holds another table; give a new --out")
+        for key in head.keys() - {"machine"}:
+            if kept.get(key) != head[key]:
+                raise SystemExit(f"{args.out}: holds a table of {key} {kept.get(key)!r}; give a new --out")
         rows = kept["rows"]
     if "dense" not in rows:
         rows["dense"] = {"0": _row(loaded.model, data, None, 0.0)}
@@ -124,7 +126,7 @@ def _row(model: Any, data: Any, report: Any, seconds: float) -> dict[str, Any]:
         row["zeros"] = report.sparsity
         towers: dict[str, list[int]] = {}
         for layer in report.layers:
-            tower = towers.setdefault("visual" if layer.name.startswith("visual.") else "text", [0, 0])
+            tower = towers.setdefault(layer.tower, [0, 0])
             tower[0] += layer.zeros
             tower[1] += layer.shape[0] * layer.shape[1]
         row["tower_zeros"] = {name: zeros / total for name, (zeros, total) in towers.items()}
@@ -137,7 +139,8 @@ def table(record: dict[str, Any]) -> str:
     for name, seeds in record["rows"].items():
         values = [row["primary"] for row in seeds.values()]
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        lines.append(f"{name:24}{statistics.mean(values):7.2f}{spread}")
+        zeros = next(iter(seeds.values())).get("zeros", 0.0)
+        lines.append(f"{name:24}{100 * zeros:6.2f} % zeros{statistics.mean(values):8.2f}{spread}")
     return "\n".join(lines)
 
 
@@ -152,6 +155,7 @@ def main() -> None:
     parser.add_argument("--calib", default="demo:train")
     parser.add_argument("--name", help="of the model in the table, where it is a folder")
     parser.add_argument("--data-name", help="of the data in the table")
+    parser.add_argument("--calib-name", help="of the calibration data in the table")
     parser.add_argument("--limit", type=int, help="at most this many evaluation images")
     parser.add_argument("--samples", type=int, default=128, help="calibration images")
     parser.add_argument("--seeds", type=int, default=5)

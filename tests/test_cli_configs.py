@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlprune import MagnitudeConfig, PerTower, WandaConfig
+from vlprune import ATV, MagnitudeConfig, PerTower, RIAConfig, WandaConfig
 from vlprune.allocation import OWL, ECoFLaP, PerLayer, Uniform
 from vlprune.cli.configs import configs
 from vlprune.cli.main import build_parser
@@ -54,6 +54,23 @@ def test_an_allocation_is_for_the_unstructured_variants():
     ]
 
 
+def test_every_option_reaches_the_config():
+    (config,) = parse(
+        "prune", "demo", "--method", "ria", "--sparsity", 0.4, "--scope", "layer", "--activations", "dense",
+        "--targets", "visual", "*.c_fc", "--ignore", "text", "--samples", 7, "--token-weight", "atv:alpha=0.5",
+    )  # fmt: skip
+    assert config == RIAConfig(
+        pattern="unstructured",
+        sparsity=0.4,
+        scope="layer",
+        activations="dense",
+        targets=("visual", "*.c_fc"),
+        ignore=("text",),
+        samples=7,
+        token_weight=ATV(alpha=0.5),
+    )
+
+
 def test_config_files(tmp_path):
     wanted = [
         WandaConfig(pattern="unstructured", sparsity=0.6, allocation=OWL(), token_weight="attention_mask"),
@@ -76,6 +93,9 @@ def test_config_files(tmp_path):
         (["--allocation", "/no/such.json", "--sparsity", 0.5], "/no/such.json: no such file"),
         (["--token-weight", "pixels"], "token_weight: expected"),
         (["--config", "{file}", "--method", "wanda"], "leave out --method"),
+        (["--config", "{file}", "--samples", 128], "leave out --samples"),
+        (["--config", "{file}", "--token-weight", "atv"], "leave out --token-weight"),
+        (["--allocation", "{list}", "--sparsity", 0.5], "expected an object with a kind"),
         (["--config", "{file}"], "unknown field 'sparsty'"),
         (["--config", "{list}"], "prune takes one config, the file holds 0"),
     ],

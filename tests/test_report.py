@@ -10,12 +10,11 @@ SHAPE = (8, 16)
 
 
 def variant(*zeros):
-    names = [
-        "visual.transformer.resblocks.0.mlp.c_fc",
-        "visual.transformer.resblocks.1.mlp.c_fc",
-        "transformer.resblocks.0.attn.qkv",
+    places = [("visual", 0), ("visual", 1), ("text", 0)]
+    layers = [
+        {"name": f"{tower}.{block}.fc", "shape": SHAPE, "zeros": count, "tower": tower, "block": block}
+        for (tower, block), count in zip(places, zeros, strict=True)
     ]
-    layers = [{"name": n, "shape": SHAPE, "zeros": z} for n, z in zip(names, zeros, strict=True)]
     return {"prune": {"layers": layers, "sparsity": sum(zeros) / (3 * 128)}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,13 @@ from ..config import METHODS, PruneConfig, config_from_dict
 from ..files import read_json
 
 __all__ = ["configs"]
+
+# What an option means that was not given; told apart from one that was, because --config excludes it.
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default
+    for field in dataclasses.fields(PruneConfig)
+    if field.name in ("scope", "activations", "targets", "ignore", "samples", "token_weight")
+}
 
 
 def configs(args: argparse.Namespace) -> list[PruneConfig]:
@@ -28,14 +36,10 @@ def configs(args: argparse.Namespace) -> list[PruneConfig]:
         methods, patterns, sparsities = methods or ["magnitude", "wanda"], ["2:4"], [0.5, 0.7]
     if sparsities and "unstructured" not in patterns and (args.command == "run" or not patterns):
         patterns = [*patterns, "unstructured"]
-    common = {
-        "scope": args.scope,
-        "activations": args.activations,
-        "targets": tuple(args.targets),
-        "ignore": tuple(args.ignore),
-        "samples": args.samples,
-        "token_weight": args.token_weight,
-    }
+    given = {name: getattr(args, name) for name in _DEFAULTS}
+    common = {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
+    if isinstance(common["token_weight"], str):
+        common["token_weight"] = _kind(common["token_weight"], "--token-weight")
     alone = args.command == "prune"  # its one pattern gets its one sparsity and allocation, fitting or not
     allocations = [_allocation(text) for text in _as_list(args.allocation)] or [Uniform()]
     result = []
@@ -51,9 +55,10 @@ def configs(args: argparse.Namespace) -> list[PruneConfig]:
 
 
 def _from_files(args: argparse.Namespace) -> list[PruneConfig]:
-    for name in ("method", "pattern", "sparsity", "allocation"):
-        if getattr(args, name):
-            raise ValueError(f"--config: the file says all of it; leave out --{name}")
+    for name in ("method", "pattern", "sparsity", "allocation", *_DEFAULTS):
+        if getattr(args, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--config: the file says all of it; leave out --{option}")
     result = []
     for path in _as_list(args.config):
         content = read_json(Path(path))
@@ -70,17 +75,24 @@ def _from_files(args: argparse.Namespace) -> list[PruneConfig]:
 
 
 def _allocation(text: str) -> Allocation:
-    """Read ``kind``, ``kind:field=value,field=value`` or a JSON file of `Allocation.to_dict`."""
+    return allocation_from_dict(_kind(text, "--allocation"))
+
+
+def _kind(text: str, option: str) -> dict[str, Any]:
+    """Read ``kind``, ``kind:field=value,field=value`` or a JSON file of a `to_dict`."""
     if text.endswith(".json"):
-        return allocation_from_dict(read_json(Path(text)))
+        content = read_json(Path(text))
+        if not isinstance(content, dict):
+            raise ValueError(f"{text}: expected an object with a kind, got {content!r:.80}")
+        return content
     kind, _, rest = text.partition(":")
     fields: dict[str, Any] = {"kind": kind}
     for pair in rest.split(",") if rest else []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--allocation: expected KIND:FIELD=VALUE,..., got {text!r}")
+            raise ValueError(f"{option}: expected KIND:FIELD=VALUE,..., got {text!r}")
         fields[name.strip()] = _value(value.strip())
-    return allocation_from_dict(fields)
+    return fields
 
 
 def _value(text: str) -> Any:

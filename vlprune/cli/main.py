@@ -126,17 +126,18 @@ def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
         help="how unstructured sparsity is shared out: uniform, ecoflap, owl, per_tower:visual=0.4,text=0.6, "
         "or a JSON file (default: uniform)",
     )
-    command.add_argument("--scope", choices=("row", "layer"), default="row", help="(default: row)")
-    command.add_argument("--activations", choices=("sequential", "dense"), default="sequential")
+    command.add_argument("--scope", choices=("row", "layer"), help="(default: row)")
+    command.add_argument("--activations", choices=("sequential", "dense"), help="(default: sequential)")
     command.add_argument(
-        "--targets", nargs="+", default=["*"], help="visual, text, or patterns of layer names"
+        "--targets", nargs="+", help="visual, text, or patterns of layer names (default: all)"
     )
-    command.add_argument("--ignore", nargs="+", default=[], help="the same, left out")
+    command.add_argument("--ignore", nargs="+", help="the same, left out")
     command.add_argument(
-        "--token-weight", help="tokens that count in the input norms: attention_mask, modality or atv"
+        "--token-weight",
+        help="tokens that count in the statistics: attention_mask, atv:alpha=1, modality:text=0.5",
     )
     command.add_argument("--config", nargs=many, help="JSON file of configs, instead of options")
-    command.add_argument("--samples", type=_positive, default=128, help="calibration images (default: 128)")
+    command.add_argument("--samples", type=_positive, help="calibration images (default: 128)")
     if several:
         command.add_argument("--calib", help="calibration data (default: the evaluation data's images)")
 

@@ -61,11 +61,11 @@ def layer_sparsities(variant: Mapping[str, Any]) -> str | None:
     if max(shares) - min(shares) < _VISIBLE:
         return None
     figure, axes = _figure(6.4, 2.8)
-    towers = [_place(layer["name"])[0] for layer in layers]
+    towers = ["image" if layer["tower"] == "visual" else layer["tower"] for layer in layers]
     for tower, color in (("image", _SPARSE), ("text", _TEXT)):
         places = [i for i, own in enumerate(towers) if own == tower]
         axes.bar(places, [100 * shares[i] for i in places], 0.8, color=color, label=f"{tower} tower")
-    blocks = [" ".join(_place(layer["name"])) for layer in layers]
+    blocks = [f"{tower} {layer['block']}" for tower, layer in zip(towers, layers, strict=True)]
     first = [i for i, block in enumerate(blocks) if i == 0 or blocks[i - 1] != block]
     axes.set_xticks(first, [blocks[i] for i in first], fontsize=7, rotation=60, ha="right")
     axes.axhline(100 * variant["prune"]["sparsity"], color=_DENSE, linewidth=1, linestyle=":")
