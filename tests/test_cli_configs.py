@@ -57,7 +57,8 @@ def test_an_allocation_is_for_the_unstructured_variants():
 def test_every_option_reaches_the_config():
     (config,) = parse(
         "prune", "demo", "--method", "ria", "--sparsity", 0.4, "--scope", "layer", "--activations", "dense",
-        "--targets", "visual", "*.c_fc", "--ignore", "text", "--samples", 7, "--token-weight", "atv:alpha=0.5",
+        "--targets", "visual", "*.c_fc", "--ignore", "text", "--samples", 7,
+        "--token-weight", "atv:alpha=0.5",
     )  # fmt: skip
     assert config == RIAConfig(
         pattern="unstructured",
