@@ -68,7 +68,7 @@ def choose(
     wide = sum(widths(head_dim)) > 64
     if size == 4:
         # No tensor core takes float32 as it is: small tiles, whose operands fit the registers.
-        return Form(False, True, 32, 32, 4)
+        return Form(False, True, 32, 16, 4)
     held = -(-length // 16) * 16 * sum(widths(head_dim)) * 2 * size
     most = UNROLLED if causal else LARGEST
     if length <= (most if capability >= 90 else SMALL) and held <= HELD:

@@ -26,7 +26,7 @@ FORMS = {
     "split": (True, True, 64, 0, 4),
     "tiled": (False, True, 64, 64, 4),
     "wide": (False, True, 128, 64, 8),
-    "narrow": (False, True, 32, 32, 4),
+    "narrow": (False, True, 32, 16, 4),
 }
 WHOLE, TILED = ("head", "split"), ("tiled", "wide")
 # name -> images, tokens, heads, width of a head, causal, dtype, factor on q, scale, forms but the chosen one
