@@ -239,6 +239,10 @@ def _nan_norms(dtype, kind, device):
         ):
             assert triton_ops.wanda_mask(weight, norm, *how)[0].nonzero().flatten().tolist() == kept
         values, meta = triton_ops.wanda_pack24(weight, norm)
+        wide, norms = torch.cat([weight] * 5, 1), torch.cat([norm] * 5)
+        for share, kept in ((0.875, [1, 9, 17, 25, 33]), (0.975, [33])):
+            keep = triton_ops.wanda_mask(wide, norms, "unstructured", share)
+            assert keep[0].nonzero().flatten().tolist() == kept
         assert (values.tolist(), meta.tolist()) == ([[1.0, torch.inf, 1.0, 1.0]], [[0b11101001]])
     # Infinity times -0.0 is NaN.
     weight[0, 2], norm[1], norm[2] = torch.inf, torch.inf, -0.0
@@ -289,11 +293,11 @@ CHECKS = {
     "pack": (_pack, KINDS, {"_pack_one"}),
     "groups of 4": (_groups4, KINDS, {"_mask4"}),
     "other groups": (_groups, ("normal", "signed"), {"_mask_ranked", "_mask_units"}),
-    "rows": (_rows, KINDS, {"_mask_units"}),
+    "rows": (_rows, KINDS, {"_mask_ranked", "_mask_units"}),
     "layer": (_layer, ("normal", "signed"), LAYER),
     "many": (_many, ("normal", "ties"), {"_pack_many"}),
     "tower again": (_tower_again, ("ties",), {"_pack_many"}),
-    "memory": (_memory, ("ties",), {"_pack_one", *MASKS}),
+    "memory": (_memory, ("ties",), {"_pack_one", "_mask4", "_mask_ranked"}),
     "not finite": (_not_finite, ("normal",), {"_pack_one", *MASKS, *LAYER}),
     "norms that are NaN": (_nan_norms, ("normal",), {"_pack_one", *MASKS, *LAYER}),
     "column_sumsq": (_sumsq, ("normal",), {"_partial", "_total"}),
