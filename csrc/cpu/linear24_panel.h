@@ -194,8 +194,9 @@ struct Panel {
         int64_t block, first, last;
     };
 
-    // The next piece for `part`, of its own share or else of what others have not come to. Half of what is left of
-    // a share, so that the parts end together, but no less than 64 rows: then loading a panel tells.
+    // The next piece for `part`, of its own share or else of what others have not come to. A piece loads every
+    // panel once, so it is as large as the sums' chunk allows; but at most half of what is left of the share, down
+    // to 128 rows, so that the parts end together.
     static bool next(const Linear24& p, const Work& work, int part, int parts, Piece& piece) {
         for (int i = 0; i < parts; ++i) {
             const int owner = part + i < parts ? part + i : part + i - parts;
@@ -205,8 +206,8 @@ struct Panel {
             while (done < end - begin) {
                 const int64_t at = begin + done, first = at % work.units;
                 const int64_t left = least(end - at, work.units - first);
-                const int64_t count = least(ceil_div(left, ceil_div(left, chunk_units)), most(4, (end - at + 1) / 2));
-                const int64_t taken = least(left, count);
+                const int64_t half = parts == 1 ? left : most(8, (end - at + 1) / 2);
+                const int64_t taken = least(ceil_div(left, ceil_div(left, chunk_units)), least(left, half));
                 if (__atomic_compare_exchange_n(claimed, &done, done + taken, false, __ATOMIC_RELAXED,
                                                 __ATOMIC_RELAXED)) {
                     piece = {at / work.units, first, first + taken};
