@@ -12,7 +12,14 @@ SHAPE = (8, 16)
 def variant(*zeros):
     places = [("visual", 0), ("visual", 1), ("text", 0)]
     layers = [
-        {"name": f"{tower}.{block}.fc", "shape": SHAPE, "zeros": count, "tower": tower, "block": block}
+        {
+            "name": f"{tower}.{block}.fc",
+            "shape": SHAPE,
+            "zeros": count,
+            "target": count / 128,
+            "tower": tower,
+            "block": block,
+        }
         for (tower, block), count in zip(places, zeros, strict=True)
     ]
     return {"prune": {"layers": layers, "sparsity": sum(zeros) / (3 * 128)}}
