@@ -11,8 +11,10 @@ from tqdm import tqdm
 from .allocation import OWL, ECoFLaP
 from .calibration import Calibration, Run, calibration_batches, collect
 from .config import PruneConfig
+from .losses import loss_and_batches
 from .models import Block
 from .token_weights import token_weighting
+from .zeroth_order import zeroth_order_scores
 
 __all__ = ["measure_importance", "outlier_ratio"]
 
@@ -93,9 +95,6 @@ def _zeroth_order(
     calib: Any,
     progress: bool | None,
 ) -> dict[str, float]:
-    from .losses import loss_and_batches
-    from .zeroth_order import zeroth_order_scores
-
     loss, batches = loss_and_batches(
         allocation.loss, model, calib, samples=allocation.samples, batch_size=allocation.batch_size
     )

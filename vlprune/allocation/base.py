@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, SupportsFloat
 
-from ..patterns import Pattern
+from ..patterns import Pattern, PatternError
 
 __all__ = ["Allocation", "LayerInfo", "as_list", "check_size", "is_finite"]
 
@@ -61,6 +61,12 @@ class Allocation(ABC):
         """Refuse a pattern or a sparsity that this allocation cannot serve, before any work is done."""
         layers = {tower: LayerInfo(1, tower, tower) for tower in ("visual", "text")}
         self.sparsities(layers, pattern, sparsity, dict.fromkeys(layers, 1.0))
+
+    def _refuse_groups(self, pattern: Pattern) -> None:
+        """Refuse n:m, under which nothing is left to share out."""
+        if pattern.m is not None:
+            name = type(self).__name__
+            raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, {name} cannot')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -205,8 +205,7 @@ class ECoFLaP(Allocation):
         importance: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """See `Allocation.sparsities`; `importance` holds the zeroth-order score of every layer."""
-        if pattern.m is not None:
-            raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, ECoFLaP cannot')
+        self._refuse_groups(pattern)
         wanted = pattern.resolve_sparsity(sparsity)
         importance = importance or {}
         scores: dict[str, float] = {}

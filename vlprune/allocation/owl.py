@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, overload
 
-from ..patterns import Pattern, PatternError
+from ..patterns import Pattern
 from .base import Allocation, LayerInfo, as_list, check_size, is_finite
 
 __all__ = ["OWL", "owl_sparsities"]
@@ -148,8 +148,7 @@ class OWL(Allocation):
         importance: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """See `Allocation.sparsities`; `importance` holds for every layer the D of its block."""
-        if pattern.m is not None:
-            raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, OWL cannot')
+        self._refuse_groups(pattern)
         wanted = pattern.resolve_sparsity(sparsity)
         importance = importance or {}
         ratios: dict[str, float] = {}

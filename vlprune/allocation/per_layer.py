@@ -45,8 +45,7 @@ class PerLayer(Allocation):
 
     def check(self, pattern: Pattern, sparsity: float | None) -> None:
         """Refuse n:m; which layers there are is not known yet."""
-        if pattern.m is not None:
-            raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, PerLayer cannot')
+        self._refuse_groups(pattern)
 
     def sparsities(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..patterns import Pattern, PatternError
+from ..patterns import Pattern
 from .base import Allocation, LayerInfo
 
 __all__ = ["PerTower", "Uniform"]
@@ -60,8 +60,7 @@ class PerTower(Allocation):
         importance: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """See `Allocation.sparsities`."""
-        if pattern.m is not None:
-            raise PatternError(f'allocation: pattern "{pattern.name}" fixes every sparsity, PerTower cannot')
+        self._refuse_groups(pattern)
         given = {"visual": self.visual, "text": self.text}
         return {
             name: pattern.resolve_sparsity(sparsity if given[layer.tower] is None else given[layer.tower])
