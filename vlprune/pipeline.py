@@ -22,6 +22,7 @@ from .config import PruneConfig
 from .evaluate import Metrics, evaluate
 from .example import example_inputs
 from .files import read_json, write_json
+from .fingerprint import add_weights
 from .models import merge_attention_, split_attention_
 from .patterns import Pattern
 from .prune import prune_
@@ -147,9 +148,7 @@ class _Steps:
 def _fingerprint(model: nn.Module, data: Any, calib: Any, options: RunOptions) -> str:
     """Everything besides the config that a result depends on: weights, buffers, data, options, machine."""
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(options), measure.machine_info()]).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, model)
     for part in (data, calib):
         for i, image in enumerate(part.images):
             digest.update(f"{image.name} {part.text(i)}\n".encode())

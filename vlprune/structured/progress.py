@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..data import LabelledData, PairData
 from ..files import read_json, write_json
+from ..fingerprint import add_weights
 
 __all__ = ["KeptScores", "fingerprint"]
 
@@ -50,10 +50,7 @@ class KeptScores:
 def fingerprint(model: nn.Module, data: PairData | LabelledData, *settings: Any) -> str:
     """Digest of weights and buffers, of the data's names and texts, and of settings that JSON can hold."""
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, model)
     for image in data.images:
         digest.update(f"{image.name}\n".encode())
     if isinstance(data, LabelledData):
