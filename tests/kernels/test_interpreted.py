@@ -1,12 +1,7 @@
 """The Triton kernels' numbers, without a GPU: see `interpreted.py`, run once for all its cases."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from child import results_of
 from interpreted import CASES
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -14,19 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 @pytest.fixture(scope="module")
 def results():
-    # The child finds the package where this process did, and runs the kernels whatever this one is to run.
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    environment = {name: value for name, value in os.environ.items() if name != "VLPRUNE_BACKEND"}
-    script = Path(__file__).with_name("interpreted.py")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env={**environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return results_of("interpreted.py")
 
 
 @pytest.mark.slow  # the first case waits for all of them
