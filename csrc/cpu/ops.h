@@ -3,10 +3,10 @@
 #pragma once
 #include <cstdint>
 
+#include "codes.h"
+
 namespace vlprune {
 
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
-enum class Activation : int { none = 0, gelu = 1, quick_gelu = 2 };
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 // Best instruction set of this machine, and whether a given one can run here.

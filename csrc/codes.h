@@ -1,0 +1,9 @@
+// The numbers by which Python names dtypes and activations, on every backend.
+#pragma once
+
+namespace vlprune {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Activation : int { none = 0, gelu = 1, quick_gelu = 2 };
+
+}  // namespace vlprune

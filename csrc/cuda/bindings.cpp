@@ -1,0 +1,102 @@
+// Python sees the CUDA operators as plain functions over device addresses and a stream, so one build serves
+// every torch. Nothing is checked here: vlprune.ops validates once and asks why_not before it runs.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cuda/linear24.h"
+
+namespace py = pybind11;
+using namespace vlprune;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+const void* at(Address address) { return reinterpret_cast<const void*>(address); }
+
+// What an architecture offers, under its prefix.
+struct Architecture {
+    std::string prefix;
+    int (*configs)();
+    ConfigInfo (*config)(int);
+    size_t (*workspace)(int, const Linear24Call&);
+    const char* (*why_not)(int, const Linear24Call&);
+    int (*run)(int, const Linear24Call&);
+};
+
+// The sizes of a call whose tensors are contiguous; there are no addresses yet.
+Linear24Call contiguous(int64_t tokens, int64_t out, int64_t in, int dtype) {
+    Linear24Call call{};
+    call.ldx = in;
+    call.ldr = call.ldy = out;
+    call.tokens = tokens;
+    call.out = out;
+    call.in = in;
+    call.dtype = static_cast<DType>(dtype);
+    return call;
+}
+
+py::list described(const Architecture& architecture) {
+    py::list all;
+    for (int config = 0; config < architecture.configs(); ++config) {
+        const ConfigInfo info = architecture.config(config);
+        all.append(py::dict(py::arg("name") = info.name, py::arg("out") = info.out,
+                            py::arg("tokens") = info.tokens, py::arg("in") = info.in,
+                            py::arg("stages") = info.stages, py::arg("split") = info.split));
+    }
+    return all;
+}
+
+void bind(py::module_& m, const Architecture& a) {
+    m.def((a.prefix + "_configs").c_str(), [a] { return described(a); });
+    m.def(
+        (a.prefix + "_workspace").c_str(),
+        [a](int config, int64_t tokens, int64_t out, int64_t in, int dtype) {
+            return a.workspace(config, contiguous(tokens, out, in, dtype));
+        },
+        py::arg("config"), py::arg("tokens"), py::arg("out"), py::arg("in_"), py::arg("dtype"));
+    m.def(
+        (a.prefix + "_why_not").c_str(),
+        [a](int config, int64_t tokens, int64_t out, int64_t in, int dtype, int activation, bool residual) {
+            Linear24Call call = contiguous(tokens, out, in, dtype);
+            call.activation = static_cast<Activation>(activation);
+            if (!residual) call.ldr = 0;
+            return a.why_not(config, call);
+        },
+        py::arg("config"), py::arg("tokens"), py::arg("out"), py::arg("in_"), py::arg("dtype"),
+        py::arg("activation"), py::arg("residual"));
+    m.def(
+        (a.prefix + "_run").c_str(),
+        [a](int config, Address x, int64_t ldx, Address values, Address meta, Address bias, Address residual,
+            int64_t ldr, Address y, int64_t ldy, int64_t tokens, int64_t out, int64_t in, int dtype,
+            int activation, Address workspace, size_t workspace_bytes, int sms, Address stream) {
+            return a.run(config, {at(x), ldx, at(values), at(meta), at(bias), at(residual), ldr,
+                                  reinterpret_cast<void*>(y), ldy, tokens, out, in, static_cast<DType>(dtype),
+                                  static_cast<Activation>(activation), reinterpret_cast<void*>(workspace),
+                                  workspace_bytes, sms, reinterpret_cast<cudaStream_t>(stream)});
+        },
+        py::arg("config"), py::arg("x"), py::arg("ldx"), py::arg("values"), py::arg("meta"), py::arg("bias"),
+        py::arg("residual"), py::arg("ldr"), py::arg("y"), py::arg("ldy"), py::arg("tokens"), py::arg("out"),
+        py::arg("in_"), py::arg("dtype"), py::arg("activation"), py::arg("workspace"),
+        py::arg("workspace_bytes"), py::arg("sms"), py::arg("stream"),
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C_cuda, m) {
+    m.doc() = "CUDA operators of vlprune, with addresses and streams as integers; see csrc/cuda/linear24.h.";
+    m.def(
+        "error_name",
+        [](int code) {
+            const auto error = static_cast<cudaError_t>(code);
+            return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+        },
+        py::arg("code"));
+    bind(m, {"sm90", sm90_configs, sm90_config, sm90_workspace, sm90_why_not, sm90_run});
+#ifdef VLPRUNE_HAVE_SM80
+    bind(m, {"sm80", sm80_configs, sm80_config, sm80_workspace, sm80_why_not, sm80_run});
+#endif
+}

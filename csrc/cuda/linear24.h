@@ -1,0 +1,60 @@
+// linear24 on NVIDIA's GPUs, free of torch: one call, and what each architecture's file offers for it.
+//
+// y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]) + residual[t, o], summed and activated in float32.
+// x [tokens, in], residual and y [tokens, out] are row-major with a stride from token to token; `values`
+// [out, in/2] is the packed weight as it is stored, `meta` its indices in the order of that architecture
+// (linear24_meta.h). All pointers are on the device of `stream`; nothing is allocated, nothing waits.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codes.h"
+
+namespace vlprune {
+
+struct Linear24Call {
+    const void* x;
+    int64_t ldx;
+    const void* values;
+    const void* meta;
+    const void* bias;      // [out], may be null
+    const void* residual;  // may be null
+    int64_t ldr;
+    void* y;
+    int64_t ldy;
+    int64_t tokens, out, in;
+    DType dtype;  // of x, values, bias, residual and y
+    Activation activation;
+    void* workspace;  // of at least workspace_bytes, which smXX_workspace says
+    size_t workspace_bytes;
+    int sms;  // multiprocessors to fill
+    cudaStream_t stream;
+};
+
+// One way to cut the product into tiles. Numbers of configs are per architecture, from 0.
+struct ConfigInfo {
+    const char* name;
+    int out, tokens, in;  // tile
+    int stages;           // tiles of `in` in flight
+    int split;            // parts that `in` is summed in: 1, or 0 where the kernel chooses at run time
+};
+
+// For each architecture: why_not says in a sentence why a config cannot run a call (null: it can), judging
+// sizes, strides, dtype and activation (null pointers are not judged); run returns a cudaError_t. Where
+// workspace says more than 0, those bytes are to be zero before the first call that uses them; every call
+// leaves them fit for the next one on the same stream.
+int sm90_configs();
+ConfigInfo sm90_config(int config);
+size_t sm90_workspace(int config, const Linear24Call& call);
+const char* sm90_why_not(int config, const Linear24Call& call);
+int sm90_run(int config, const Linear24Call& call);
+
+int sm80_configs();
+ConfigInfo sm80_config(int config);
+size_t sm80_workspace(int config, const Linear24Call& call);
+const char* sm80_why_not(int config, const Linear24Call& call);
+int sm80_run(int config, const Linear24Call& call);
+
+}  // namespace vlprune
