@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from .attention_core import AttentionCore, Projected, linear_of
+from .attention_mask import KnownMasks
 
 __all__ = ["PackedAttention", "SplitAttention", "is_splittable"]
 
@@ -47,8 +49,9 @@ class PackedAttention(AttentionCore):
         device: of the parameters.
         dtype: of the parameters.
 
-    Given keys or values that are another object than the queries, it computes cross-attention with the
-    matching rows of ``qkv``.
+    Without dropout, and without a mask or with the causal one, it runs as `vlprune.ops.head_attention`, else
+    as PyTorch's attention. Given keys or values that are another object than the queries, it computes
+    cross-attention with the matching rows of ``qkv``.
 
     """
 
@@ -66,6 +69,7 @@ class PackedAttention(AttentionCore):
         inner = self.num_heads * self.head_dim
         self.qkv: nn.Module = nn.Linear(embed_dim, 3 * inner, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(inner, embed_dim, bias, device=device, dtype=dtype)
+        self._masks = KnownMasks()
 
     @classmethod
     def from_attention(cls, module: nn.Module) -> PackedAttention:
@@ -94,6 +98,25 @@ class PackedAttention(AttentionCore):
     def inputs(self) -> dict[str, nn.Module]:
         """Return ``{"qkv": layer}``."""
         return {"qkv": self.qkv}
+
+    def attend(
+        self,
+        x: Tensor,
+        k_x: Tensor,
+        v_x: Tensor,
+        attn_mask: Tensor | None,
+        padding: Tensor | None,
+        is_causal: bool,
+    ) -> Tensor:
+        """Return what the output projection reads, from the packed projection in one step where it can be."""
+        if not (k_x is x and v_x is x and padding is None and self.is_plain()):
+            return super().attend(x, k_x, v_x, attn_mask, padding, is_causal)
+        if attn_mask is not None and not is_causal:
+            length = x.shape[1 if self.batch_first else 0]
+            is_causal = self._masks.is_causal(attn_mask, self.true_blocks, length)
+            if not is_causal:
+                return super().attend(x, k_x, v_x, attn_mask, padding, is_causal)
+        return ops.head_attention(self.by_batch(self.qkv(x), -1), self.num_heads, is_causal)
 
     def project(self, x: Tensor, k_x: Tensor, v_x: Tensor) -> Projected:
         """Multiply once where q, k and v share their input, once for each otherwise."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention_mask import additive
+
 __all__ = ["AttentionCore", "Projected", "linear_of"]
 
 Projected = tuple[Tensor, Tensor, Tensor]
@@ -136,10 +138,7 @@ class AttentionCore(nn.Module, ABC):
                 raise ValueError("is_causal: with key_padding_mask it needs the causal attn_mask as well")
             is_causal = False
         if self.num_heads:
-            q, k, v = (t.transpose(1, 2) for t in self.project(x, k_x, v_x))
-            mask = None if is_causal else self._mask(attn_mask, key_padding_mask, q)
-            out = self._core(q, k, v, mask, is_causal)
-            out = out.transpose(1, 2).flatten(2)
+            out = self.attend(x, k_x, v_x, attn_mask, key_padding_mask, is_causal)
             out = out if self.batch_first else out.transpose(0, 1)
         else:
             # every head was removed: of the output projection only the bias is left
@@ -149,6 +148,27 @@ class AttentionCore(nn.Module, ABC):
             out = out.squeeze(0 if self.batch_first else 1)
         return (out, None) if self.returns_tuple else out
 
+    def attend(
+        self,
+        x: Tensor,
+        k_x: Tensor,
+        v_x: Tensor,
+        attn_mask: Tensor | None,
+        padding: Tensor | None,
+        is_causal: bool,
+    ) -> Tensor:
+        """Return what the output projection reads, [batch, tokens, heads * head_dim]."""
+        q, k, v = (t.transpose(1, 2) for t in self.project(x, k_x, v_x))
+        mask = None if is_causal else self._mask(attn_mask, padding, q)
+        return self._core(q, k, v, mask, is_causal).transpose(1, 2).flatten(2)
+
+    def is_plain(self) -> bool:
+        """Whether nothing but the softmax of scaled products happens between the projections."""
+        if self.training and self.dropout > 0.0:
+            return False
+        extras = (self.logit_scale, self.head_scale, self.ln_q, self.ln_k)
+        return all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
+
     def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
         mask = attn_mask
         if mask is not None:
@@ -156,9 +176,9 @@ class AttentionCore(nn.Module, ABC):
                 mask = mask.view(q.shape[0], -1, *mask.shape[1:])
                 if self.kept_heads is not None and mask.shape[1] != self.num_heads:
                     mask = mask[:, list(self.kept_heads)]
-            mask = _additive(mask, self.true_blocks, q.dtype)
+            mask = additive(mask, self.true_blocks, q.dtype)
         if padding is not None:
-            padding = _additive(padding, True, q.dtype)[:, None, None, :]
+            padding = additive(padding, True, q.dtype)[:, None, None, :]
             mask = padding if mask is None else mask + padding
         return mask
 
@@ -198,10 +218,3 @@ def linear_of(weight: Any, bias: Any) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     linear.weight, linear.bias = weight, bias
     return linear
-
-
-def _additive(mask: Tensor, true_blocks: bool, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    blocked = mask if true_blocks else ~mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(blocked, float("-inf"))
