@@ -1,0 +1,226 @@
+"""Adapters put on a model's linear layers, and merged into them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..models.split import replace
+from ..nn import Linear24
+from ..targets import NoMatchError
+from .config import SparseLoRAConfig
+from .sparselora import SparseLoRALinear
+
+__all__ = ["Attached", "add_sparse_lora_", "attached", "merge_sparse_lora_"]
+
+_ATTRIBUTE = "_vlprune_adapters"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What merging has to undo: the config, attention that was split for it, parameters that were trained."""
+
+    config: SparseLoRAConfig
+    split: tuple[str, ...]
+    trainable: tuple[str, ...]
+
+
+def attached(model: nn.Module) -> Attached | None:
+    """What `add_sparse_lora_` left on a model, None without adapters."""
+    return vars(model).get(_ATTRIBUTE)
+
+
+def add_sparse_lora_(
+    model: nn.Module, config: SparseLoRAConfig | None = None, masks: Mapping[str, Tensor] | None = None
+) -> list[str]:
+    """Replace linear layers by `SparseLoRALinear`, in place; only the adapters are left trainable.
+
+    Each becomes ``(W + alpha / rank * B A) * M`` (He et al. 2024, arXiv 2404.02424). Given the dense
+    model and masks of a pruned one, the dense weights stay in memory and `dense_teacher` switches to them:
+    no second model is held. Given the pruned model, the teacher would be pruned as well, and another one
+    is needed (`distill_`). Outputs are those of the masked model until something is trained.
+
+    Args:
+        model: any module with linear layers. Of a CLIP-style model the layers inside the towers' blocks
+            are adapted, and packed attention is split for it.
+        config: rank, alpha and where.
+        masks: parameter name -> keep mask (bool [out, in], True = stays), as `vlprune.masks(model)`
+            returns them. A weight that they do not name keeps the zeros that it has, and so do all
+            without masks.
+
+    Returns:
+        Qualified names of the adapted layers.
+
+    Raises:
+        ValueError: adapters are there already; a packed layer; a mask that fits no layer, or one of a
+            layer that is not adapted and has not its zeros. The model is then as it was.
+        NoMatchError: a pattern of the config matches no layer.
+
+    """
+    config = SparseLoRAConfig() if config is None else config
+    if not isinstance(config, SparseLoRAConfig):
+        raise ValueError(f"config: expected a SparseLoRAConfig, got {config!r:.80}")
+    if attached(model) is not None:
+        raise ValueError("model: it has adapters already; call merge_sparse_lora_ first")
+    split = models.split_attention_(model) if _has_towers(model) else []
+    try:
+        found = _linears(model)
+        chosen = _choose(found, config)
+        _refuse_shared(model, chosen)
+        keeps = _keep_masks(model, chosen, {} if masks is None else masks)
+        sizes = {
+            name: (_of(config.rank, "rank", name, tower), _of(config.alpha, "alpha", name, tower))
+            for name, (tower, _) in chosen.items()
+        }
+    except BaseException:
+        models.merge_attention_(model, split)
+        raise
+    trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    model.requires_grad_(False)
+    for name, (_, linear) in chosen.items():
+        rank, alpha = sizes[name]
+        replace(model, name, SparseLoRALinear(linear, keeps[name], int(rank), alpha, sparse=config.sparse))
+    setattr(model, _ATTRIBUTE, Attached(config, tuple(split), trainable))
+    return list(chosen)
+
+
+@torch.no_grad()
+def merge_sparse_lora_(model: nn.Module) -> list[str]:
+    """Put every adapter into its weight, in place and in the weight's dtype; the zeros are the mask's.
+
+    The layers and the attention modules from before come back, and what was trainable is so again. With
+    ``sparse=False`` the zeros are filled.
+
+    Returns:
+        Qualified names of the layers that were merged.
+
+    Raises:
+        ValueError: the model has no adapters, or one whose values are not finite (nothing is merged).
+
+    """
+    state = attached(model)
+    adapted = {name: m for name, m in model.named_modules() if isinstance(m, SparseLoRALinear)}
+    if state is None or not adapted:
+        raise ValueError("model: it has no adapters; add_sparse_lora_ adds them")
+    for name, layer in adapted.items():
+        if not (bool(layer.lora_A.isfinite().all()) and bool(layer.lora_B.isfinite().all())):
+            raise ValueError(f"{name}: its adapter holds values that are not finite")
+    for name, layer in adapted.items():
+        replace(model, name, layer.merge_())
+    delattr(model, _ATTRIBUTE)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in state.trainable)
+    models.merge_attention_(model, state.split)
+    return list(adapted)
+
+
+def _has_towers(model: nn.Module) -> bool:
+    try:
+        models.view(model)
+    except ValueError:
+        return False
+    return True
+
+
+Found = dict[str, tuple[str, nn.Module]]
+
+
+def _linears(model: nn.Module) -> Found:
+    """Qualified name -> tower ("" without towers) and linear layer."""
+    if _has_towers(model):
+        return {
+            name: (tower.name, module)
+            for tower in models.view(model).towers.values()
+            for block in tower.blocks
+            for name, module in block.linears().items()
+        }
+    return {name: ("", module) for name, module in _generic(model, "")}
+
+
+def _generic(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    # nn.MultiheadAttention multiplies with its projections' weights and never calls the layers
+    for key, child in module.named_children():
+        if isinstance(child, nn.Linear | Linear24):
+            yield f"{prefix}{key}", child
+        elif not isinstance(child, nn.MultiheadAttention):
+            yield from _generic(child, f"{prefix}{key}.")
+
+
+def _choose(found: Found, config: SparseLoRAConfig) -> dict[str, tuple[str, nn.Linear]]:
+    for field, patterns in (("targets", config.targets), ("ignore", config.ignore)):
+        for pattern in patterns:
+            if not any(_matches(pattern, name, tower) for name, (tower, _) in found.items()):
+                near = difflib.get_close_matches(pattern, found, n=3, cutoff=0.0)
+                raise NoMatchError(f"{field}: {pattern!r} matches no layer; nearest: {', '.join(near)}")
+    chosen: dict[str, tuple[str, nn.Linear]] = {}
+    for name, (tower, module) in found.items():
+        wanted = any(_matches(pattern, name, tower) for pattern in config.targets)
+        if not wanted or any(_matches(pattern, name, tower) for pattern in config.ignore):
+            continue
+        if not isinstance(module, nn.Linear) or "weight" not in module._parameters:
+            raise ValueError(
+                f"{name}: a {type(module).__name__} cannot carry an adapter, only nn.Linear with a plain "
+                "weight; ignore it, or put its dense form back (Linear24.to_linear)"
+            )
+        chosen[name] = (tower, module)
+    if not chosen:
+        raise NoMatchError(f"targets and ignore together leave none of the {len(found)} layers")
+    return chosen
+
+
+def _refuse_shared(model: nn.Module, chosen: Mapping[str, tuple[str, nn.Linear]]) -> None:
+    owners: dict[Tensor, str] = {}
+    weights = {linear.weight for _, linear in chosen.values()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter in weights and parameter in owners:
+            raise ValueError(
+                f"{name}: it is also {owners[parameter]}; a shared weight cannot carry an adapter"
+            )
+        owners[parameter] = name
+
+
+def _keep_masks(
+    model: nn.Module, chosen: Mapping[str, tuple[str, nn.Linear]], masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    given: dict[str, Tensor] = {}
+    for name, keep in masks.items():
+        own = name if name in parameters else f"{name.removesuffix('.in_proj_weight')}.qkv.weight"
+        weight = parameters.get(own)
+        if weight is None:
+            raise ValueError(f"masks: {name!r} is no parameter of this model")
+        if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != weight.shape:
+            got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else f"{keep!r:.40}"
+            raise ValueError(f"masks: {name} expects bool {tuple(weight.shape)}, got {got}")
+        layer = own.removesuffix(".weight")
+        if layer in chosen:
+            given[layer] = keep
+        elif bool((weight.detach()[~keep.to(weight.device)] != 0).any()):
+            raise ValueError(
+                f"masks: {name} is not zero where its mask is False, and its layer is not among the targets; "
+                "adapt it as well, or apply its mask first (apply_masks_)"
+            )
+    return {
+        name: given[name].clone() if name in given else linear.weight.detach() != 0
+        for name, (_, linear) in chosen.items()
+    }
+
+
+def _of(value: Any, field: str, name: str, tower: str) -> float:
+    if not isinstance(value, Mapping):
+        return float(value)
+    fits = [entry for pattern, entry in value.items() if _matches(pattern, name, tower)]
+    if not fits:
+        raise ValueError(f"{field}: none of {', '.join(map(repr, value))} fits layer {name}")
+    return float(fits[0])
+
+
+def _matches(pattern: str, name: str, tower: str) -> bool:
+    return pattern == tower or fnmatchcase(name, pattern)

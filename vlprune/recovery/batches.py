@@ -1,0 +1,120 @@
+"""Training data as a function of the step: whoever starts at a step sees what he would have seen then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import ImageData
+from .config import TrainConfig
+
+__all__ = ["Source", "TrainBatch"]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Images [N, C, H, W], token ids [M, L] or None, and of labelled images the row of their text [N].
+
+    Without `labels` text i belongs to image i.
+    """
+
+    images: Tensor
+    texts: Tensor | None
+    labels: Tensor | None
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """Move everything to a device."""
+        moved = (None if part is None else part.to(device) for part in (self.images, self.texts, self.labels))
+        return TrainBatch(*moved)  # type: ignore[arg-type]
+
+
+class Source:
+    """Batches in an order that the seed and the epoch decide; of an epoch, what fills none is left out.
+
+    Args:
+        data: of `load_data`; or batches, each ``(images, texts)`` or images alone, which stay as they are
+            but for their order.
+        config: batch size, samples, seed, steps.
+        needs_texts: whether a batch must have texts.
+
+    Raises:
+        ValueError: no data, none of the above, or batches without the texts that are needed.
+
+    """
+
+    def __init__(self, data: Any, config: TrainConfig, needs_texts: bool) -> None:
+        self._seed, self._needs_texts = config.seed, needs_texts
+        self._images: ImageData | None = None
+        self._given: list[TrainBatch] = []
+        if isinstance(data, ImageData):
+            self._images = data.subset(config.samples)
+            self._size = min(config.batch_size, len(self._images))
+            self.length = len(self._images)
+            self.steps_per_epoch = self.length // self._size if self._size else 0
+        else:
+            self._given = _read(data, needs_texts)
+            self.length = self.steps_per_epoch = len(self._given)
+        if not self.steps_per_epoch:
+            raise ValueError("data: expected at least one image, got none")
+        self.steps = config.steps or config.epochs * self.steps_per_epoch
+
+    def batch(self, step: int) -> TrainBatch:
+        """Return the batch of a step; images that cannot be decoded are missing from it under "skip"."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        order = torch.randperm(self.length, generator=generator)
+        if self._images is None:
+            return self._given[int(order[place])]
+        own = order[place * self._size : (place + 1) * self._size].tolist()
+        found = list(self._images.subset(own).batches(self._size))
+        if not found:
+            raise ValueError(f"data: none of the {len(own)} images of step {step} could be decoded")
+        (batch,) = found
+        texts, labels = (batch.texts, batch.labels) if self._needs_texts else (None, None)
+        if texts is not None and labels is not None:
+            # several images of a class share its prompt: one row of texts for it, or they would be each
+            # other's wrong answers
+            classes, labels = torch.unique(labels, return_inverse=True)
+            first = [int((labels == row).nonzero()[0]) for row in range(len(classes))]
+            texts = texts[first]
+        return TrainBatch(batch.images, texts, labels)
+
+    def ahead(self, start: int, end: int) -> Iterator[TrainBatch]:
+        """Yield the batches of steps start to end, the next one being made while the caller works."""
+        with ThreadPoolExecutor(1, thread_name_prefix="vlprune-train") as pool:
+            waiting = pool.submit(self.batch, start) if start < end else None
+            for step in range(start, end):
+                assert waiting is not None
+                ready = waiting.result()
+                waiting = pool.submit(self.batch, step + 1) if step + 1 < end else None
+                yield ready
+
+
+def _read(data: Any, needs_texts: bool) -> list[TrainBatch]:
+    given = list(data) if isinstance(data, Iterable) and not isinstance(data, Tensor | dict | str) else None
+    if not given:
+        raise ValueError(
+            "data: expected data of load_data, or batches (images, texts) or of images alone, got "
+            f"{data!r:.80}"
+        )
+    batches = []
+    for number, batch in enumerate(given):
+        parts = batch if isinstance(batch, tuple | list) else (batch,)
+        if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
+            raise ValueError(f"data: batch {number} is no pair (images, texts) and no tensor of images")
+        images, texts = parts[0], parts[1] if len(parts) == 2 else None
+        if texts is None and needs_texts:
+            raise ValueError(
+                f"data: batch {number} has no texts, which itc, sim and what is compared of the text tower "
+                'need; set itc=0, sim=0 and towers=("visual",) to train on images alone'
+            )
+        if not len(images) or (texts is not None and len(texts) != len(images)):
+            count = 0 if texts is None else len(texts)
+            raise ValueError(f"data: batch {number} has {len(images)} images and {count} texts")
+        batches.append(TrainBatch(images, texts if needs_texts else None, None))
+    return batches
