@@ -1,0 +1,137 @@
+// The sum over the inputs: copies to shared memory in flight, fragments one step ahead of the instructions.
+//
+// `Machine` is the hardware: PTX on a GPU (linear24_sm80_device.cuh), or its emulation in the tests, which runs
+// this code lane by lane. Every thread of a block calls every function here.
+#pragma once
+#include "cuda/linear24_sm80_problem.h"
+#include "cuda/linear24_sm80_tile.h"
+
+namespace vlprune::sm80 {
+
+// A thread's sums: c[m][n] has of outputs 16 m and tokens 8 n those that one mma gives a lane.
+template <class Tile>
+using Sums = float[Tile::m16][Tile::n8][4];
+
+// What a thread copies every stage. Rows beyond the end are replaced by the last one: reading them is safe,
+// what they give is never stored, and no output or token touches another's.
+template <class Tile>
+class Copies {
+public:
+    VLPRUNE_HD Copies(const Problem& p, const Cut& c, int thread) : thread_(thread) {
+        const auto value = Tile::value_copy(thread), x = Tile::x_copy(thread), meta = Tile::meta_copy(thread);
+        const int last_out = p.out - c.first_out - 1, last_token = p.tokens - c.first_token - 1;
+        values_ = p.values + int64_t{c.first_out} * (p.in / 2) + c.first_stage * (stage_in / 2) + value.column * 8;
+        x_ = p.x + c.first_token * p.ldx + c.first_stage * stage_in + x.column * 8;
+        for (int i = 0; i < Tile::value_copies; ++i)
+            value_rows_[i] = least(value.row + i * Tile::value_copy_rows, last_out) * (p.in / 2);
+        for (int i = 0; i < Tile::x_copies; ++i)
+            x_rows_[i] = least(x.row + i * Tile::x_copy_rows, last_token) * static_cast<int>(p.ldx);
+        const int64_t row_block =
+            least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
+        meta_ = p.meta + (row_block * (p.in / meta_block_in) + c.first_stage * steps) * meta_block_bytes +
+                meta.column * chunk;
+        value_to_ = swizzled<4>(value.row, value.column);
+        x_to_ = Tile::x_at + swizzled<8>(x.row, x.column);
+    }
+
+    // Starts the copies of the next stage into the slot at byte `slot`.
+    template <class Machine>
+    VLPRUNE_HD void start(Machine& machine, int slot) {
+#pragma unroll
+        for (int i = 0; i < Tile::value_copies; ++i)
+            machine.copy(slot + value_to_ + i * Tile::value_copy_rows * value_row, values_ + value_rows_[i]);
+#pragma unroll
+        for (int i = 0; i < Tile::x_copies; ++i)
+            if ((i + 1) * Tile::threads <= Tile::x_chunks || i * Tile::threads + thread_ < Tile::x_chunks)
+                machine.copy(slot + x_to_ + i * Tile::x_copy_rows * x_row, x_ + x_rows_[i]);
+        if (thread_ < Tile::meta_chunks) machine.copy(slot + Tile::meta_at + thread_ * chunk, meta_);
+        values_ += stage_in / 2;
+        x_ += stage_in;
+        meta_ += steps * meta_block_bytes;
+    }
+
+private:
+    const uint16_t* values_;
+    const uint16_t* x_;
+    const uint8_t* meta_;
+    int value_rows_[Tile::value_copies], x_rows_[Tile::x_copies];
+    int value_to_, x_to_, thread_;
+};
+
+// A warp's operands of one step. x is not doubled: each of its registers is loaded anew as soon as the
+// instructions of this step that need it have been issued.
+template <class Tile>
+struct Fragments {
+    uint32_t values[2][Tile::m16][4];
+    uint32_t meta[2][Tile::m16 / 2];
+    uint32_t x[Tile::n8][4];
+};
+
+template <class Tile>
+struct Lane {
+    int values, x, meta;  // byte offsets in a slot
+    VLPRUNE_HD Lane(int warp, int lane)
+        : values(Tile::values_lane(warp, lane)), x(Tile::x_lane(warp, lane)), meta(Tile::meta_lane(warp, lane)) {}
+};
+
+template <class Tile, class Machine>
+VLPRUNE_HD void load_weight(Machine& machine, const Lane<Tile>& lane, int slot, int step, Fragments<Tile>& f) {
+#pragma unroll
+    for (int m = 0; m < Tile::m16; ++m)
+        machine.load_matrices(f.values[step][m], slot + Tile::values_at(lane.values, m, step));
+#pragma unroll
+    for (int m32 = 0; m32 < Tile::m16 / 2; ++m32)
+        f.meta[step][m32] = machine.load_word(slot + Tile::meta_step(lane.meta, m32, step));
+}
+
+template <class T, class Tile, class Machine>
+VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
+    const int warp = machine.thread() / 32;
+    const Lane<Tile> lane(warp, machine.thread() % 32);
+    Copies<Tile> copies(p, c, machine.thread());
+    Fragments<Tile> f;
+
+    // Every wait counts groups of copies, so a group is closed each stage, with or without copies in it.
+#pragma unroll
+    for (int stage = 0; stage < Tile::stages; ++stage) {
+        if (stage < c.stages) copies.start(machine, stage * Tile::stage_bytes);
+        machine.close_copies();
+    }
+    machine.template wait_copies<Tile::stages - 1>();
+    machine.sync();
+    load_weight<Tile>(machine, lane, 0, 0, f);
+#pragma unroll
+    for (int n = 0; n < Tile::n8; ++n) machine.load_matrices(f.x[n], Tile::x_step(lane.x, n, 0));
+
+    int slot = 0;
+#pragma unroll 1
+    for (int stage = 0; stage < c.stages; ++stage) {
+        const int next_slot = slot == (Tile::stages - 1) * Tile::stage_bytes ? 0 : slot + Tile::stage_bytes;
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+            const bool last_step = step == steps - 1;
+            if (last_step) {
+                // The next stage has landed for all; and all have read this one to its end, so its slot is
+                // free. After the last stage the loads below read what is never used.
+                machine.template wait_copies<Tile::stages - 2>();
+                machine.sync();
+                if (stage + Tile::stages < c.stages) copies.start(machine, slot);
+                machine.close_copies();
+            }
+            const int from = last_step ? next_slot : slot, next = 1 - step;
+            load_weight<Tile>(machine, lane, from, next, f);
+#pragma unroll
+            for (int n = 0; n < Tile::n8; ++n) {
+#pragma unroll
+                for (int m = 0; m < Tile::m16; m += 2) {
+                    machine.template mma<T, 0>(sums[m][n], f.values[step][m], f.x[n], f.meta[step][m / 2]);
+                    machine.template mma<T, 1>(sums[m + 1][n], f.values[step][m + 1], f.x[n], f.meta[step][m / 2]);
+                }
+                machine.load_matrices(f.x[n], from + Tile::x_step(lane.x, n, next));
+            }
+        }
+        slot = next_slot;
+    }
+}
+
+}  // namespace vlprune::sm80
