@@ -103,11 +103,49 @@ def test_no_layers_at_all():
         ({"samples": 1.0}, "samples: expected a whole number of at least 1, got 1.0"),
         ({"batch_size": True}, "batch_size: expected a whole number of at least 1, got True"),
         ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"tower": "image"}, "tower: expected one of visual, text, both, got 'image'"),
+        ({"timed_batch": 0}, "timed_batch: expected a whole number of at least 1, got 0"),
+        ({"target_speedup": 2.0, "sparse": 1}, "sparse: expected True or False, got 1"),
+        ({"tower": "text"}, "tower: says something about target_speedup only, got 'text' alone"),
+        ({"sparse": True}, "sparse: says something about target_speedup only, got True alone"),
+        ({"timed_batch": 4}, "timed_batch: says something about target_speedup only, got 4 alone"),
+        (
+            {"target_speedup": 2.0, "visual": Keep(heads=1)},
+            r"visual: expected None, target_speedup chooses what stays, got Keep\(heads=1",
+        ),
+        (
+            {"target_speedup": 2.0, "text": Keep()},
+            r"text: expected None, target_speedup chooses what stays, got Keep\(",
+        ),
+        (
+            {"target_speedup": 2.0, "criterion": "magnitude"},
+            "criterion: target_speedup weighs .* only mope does in one unit, got 'magnitude'",
+        ),
     ],
 )
 def test_bad_configs(fields, message):
     with pytest.raises(ValueError, match=message):
         StructuredConfig(**fields)
+
+
+@pytest.mark.parametrize("target", [1, 1.0, 0.5, -2.0, float("nan"), float("inf"), True, "2", [2.0]])
+def test_bad_targets(target):
+    with pytest.raises(ValueError, match="target_speedup: expected a number above 1 or None, got "):
+        StructuredConfig(target_speedup=target)
+
+
+@pytest.mark.parametrize(
+    ("config", "towers"),
+    [
+        (StructuredConfig(), ()),
+        (StructuredConfig(text=Keep(heads=1)), ("text",)),
+        (StructuredConfig(target_speedup=2), ("visual", "text")),
+        (StructuredConfig(target_speedup=1.5, tower="text", sparse=True, timed_batch=1), ("text",)),
+    ],
+)
+def test_towers_that_shrink(config, towers):
+    assert config.towers == towers
+    assert StructuredConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_config_through_json():

@@ -13,7 +13,7 @@ from ..models.parts import block_parts
 from .keep import Keep, KeepCounts, StructuredConfig
 from .modules import KINDS, ModuleError, group_neurons
 
-__all__ = ["choose", "counts_of"]
+__all__ = ["choose", "counts_of", "turns_of"]
 
 # What can go: error, place among equals, layer, number; equals are taken from all layers in turn.
 _Turn = tuple[float, int, int, int]
@@ -104,7 +104,7 @@ def _width(
             continue
         totals[block.index] = total = part.num_heads if kind == "heads" else part.neurons
         excess[block.index] = total - getattr(counts_of(own, block, len(blocks)), kind)
-        turns[block.index] = _turns(block.index, found, kind, total)
+        turns[block.index] = turns_of(block.index, found, kind, total)
     gone: dict[int, set[int]] = {layer: set() for layer in totals}
     if scope == "layer":
         for layer, own_turns in turns.items():
@@ -118,7 +118,11 @@ def _width(
     return {layer: [n for n in range(total) if n not in gone[layer]] for layer, total in totals.items()}
 
 
-def _turns(layer: int, errors: Sequence[ModuleError], kind: str, total: int) -> list[_Turn]:
+def turns_of(layer: int, errors: Sequence[ModuleError], kind: str, total: int) -> list[_Turn]:
+    """All heads or neurons of a layer, to be sorted into the order in which they go.
+
+    Error first, number last; a neuron has the error of its group.
+    """
     groups = {error.index: error.error for error in errors}
     count = total if kind == "heads" else max(groups) + 1
     if sorted(groups) != list(range(count)):

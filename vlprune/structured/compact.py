@@ -15,9 +15,12 @@ from .choose import choose, counts_of
 from .criteria import loss_for, module_importance
 from .cut import CompactReport, check_cut, cut_
 from .keep import StructuredConfig
-from .modules import KINDS, ModuleError, removable_modules
+from .modules import KINDS, ModuleError, check_names, removable_modules
 from .plan import KeepLists
 from .rewire import rewire_
+from .speedup import Speedup, check_reachable
+from .timing import measure_costs
+from .verify import choose_and_verify
 
 __all__ = ["compact_"]
 
@@ -44,7 +47,9 @@ def compact_(
     With a `StructuredConfig` the modules are chosen (MoPE-CLIP, arXiv 2403.07839): under "mope" the neurons
     are sorted (`rewire_`), errors measured (`module_pruning_errors`), and what is needed least is taken
     out. With stage "pretrain" that is done once; with "finetune" first for heads and neurons, then, with
-    the errors of what is left, for layers.
+    the errors of what is left, for layers. Given a target speed-up, what layers cost is measured
+    (`measure_costs`), and heads, neurons and layers are taken out at once so that it is reached at the least
+    summed error (`choose_for_speed`, `choose_and_verify`).
 
     Args:
         model: an open_clip model, pruned or not, not yet sparsified.
@@ -53,7 +58,8 @@ def compact_(
             are those before this call; a second call counts what the first one left.
         data: of `load_data`, to choose by: other than what the result will be evaluated on.
         notes: sentences to put into the report.
-        recover: with stage "finetune" called with the model between width and depth, to train it.
+        recover: with stage "finetune" called with the model between width and depth, to train it; None with
+            a target speed-up, which has no such steps.
         progress: None shows a bar on a terminal, False never, True always.
 
     Returns:
@@ -62,8 +68,8 @@ def compact_(
 
     Raises:
         ValueError: keep lists or counts that do not fit the model; packed layers; a norm over all heads or
-            neurons; layers that run in step with others; no data where it is needed. The model is then as
-            it was. What `recover` raises comes after the width is gone.
+            neurons; layers that run in step with others; no data where it is needed; a speed-up out of
+            reach. The model is then as it was. What `recover` raises comes after the width is gone.
 
     """
     if not isinstance(config, StructuredConfig):
@@ -73,6 +79,10 @@ def compact_(
         raise ValueError(f"data: criterion mope needs data of load_data, got {type(data).__name__}")
     if config.criterion in _NEEDS_DATA and data is None:
         raise ValueError(f"data: criterion {config.criterion} needs data, for example of load_data")
+    if config.target_speedup is not None:
+        if recover is not None:
+            raise ValueError("recover: expected None with target_speedup, which takes everything out at once")
+        return _faster_(model, config, data, notes, progress)
     wanted = [kind for kind in KINDS if _towers(model, config, kind)]
     width = [kind for kind in wanted if kind != "layers"]
     said = [*notes, *_rounded(model, config)]
@@ -84,6 +94,27 @@ def compact_(
     return _joined(first, _step_(model, config, data, ["layers"], [], progress))
 
 
+def _faster_(
+    model: nn.Module, config: StructuredConfig, data: Any, notes: Sequence[str], progress: bool | None
+) -> CompactReport:
+    """Take out what the target speed-up asks for."""
+    costs = measure_costs(
+        model, config.towers, batch=config.timed_batch, sparse=config.sparse, progress=progress
+    )
+    assert config.target_speedup is not None
+    listed = removable_modules(model, KINDS, config.towers, 1, False)
+    check_reachable(model, costs, [module.costing(0.0) for module in listed], config.target_speedup)
+    reached: list[Speedup] = []
+
+    def by_speed(errors: Sequence[ModuleError]) -> KeepLists:
+        lists, speedup = choose_and_verify(model, config, costs, errors)
+        reached.append(speedup)
+        return lists
+
+    report = _step_(model, config, data, KINDS, notes, progress, by_speed)
+    return replace(report, speedup=reached[0])
+
+
 def _step_(
     model: nn.Module,
     config: StructuredConfig,
@@ -91,6 +122,7 @@ def _step_(
     kinds: Sequence[str],
     notes: Sequence[str],
     progress: bool | None,
+    chooser: Callable[[Sequence[ModuleError]], KeepLists] | None = None,
 ) -> CompactReport:
     """Judge, choose and take out these kinds at once."""
     orders: dict[str, Tensor] = {}
@@ -107,7 +139,7 @@ def _step_(
     for tower in ("visual", "text"):
         if own := [kind for kind in kinds if tower in _towers(model, config, kind)]:
             errors += module_importance(model, data, config, tower, own, progress)
-    lists = choose(model, config, errors, kinds)
+    lists = chooser(errors) if chooser else choose(model, config, errors, kinds)
     places = _original_places(model, orders)
     report = cut_(model, lists, notes)
     for (tower, layer), order in places.items():
@@ -122,14 +154,17 @@ def _towers(model: nn.Module, config: StructuredConfig, kind: str) -> list[str]:
     known = models.view(model).towers
     return [
         name
-        for name, keep in (("visual", config.visual), ("text", config.text))
-        if keep is not None and getattr(keep, kind) is not None and name in known
-        if kind != "layers" or len(known[name].blocks) > 1
+        for name in config.towers
+        if config.target_speedup is not None or getattr(getattr(config, name), kind) is not None
+        if name in known and (kind != "layers" or len(known[name].blocks) > 1)
     ]
 
 
 def _rehearse(model: nn.Module, config: StructuredConfig) -> None:
     """Raise ValueError if what the config leaves cannot be what is left."""
+    if config.target_speedup is not None:
+        check_names("tower", config.towers, tuple(models.view(model).towers))
+        return
     errors: list[ModuleError] = []
     for kind in KINDS:
         if towers := _towers(model, config, kind):

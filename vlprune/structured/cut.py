@@ -14,6 +14,7 @@ from ..patterns import Pattern
 from .modules import ModuleError
 from .plan import BlockPlan, KeepLists, plan_of
 from .remove import check_heads, check_layers, check_neurons, keep_heads_, keep_layers_, keep_neurons_
+from .speedup import Speedup
 
 __all__ = ["CompactReport", "LayerSizes", "check_cut", "cut_"]
 
@@ -40,7 +41,7 @@ class CompactReport:
     """What `compact_` did: every layer, the model's parameters before and after, and what to know besides.
 
     `keep_lists` says what stayed where something went, by the numbers before the call; `errors` are what it
-    was chosen by, if it was.
+    was chosen by, if it was, and `speedup` what for, if a speed-up was named.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -48,6 +49,7 @@ class CompactReport:
     notes: tuple[str, ...] = ()
     keep_lists: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: tuple[ModuleError, ...] = ()
+    speedup: Speedup | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -63,7 +65,8 @@ class CompactReport:
                 sizes = [size for layer in own if (size := getattr(layer, kind)) is not None]
                 counts.append(f"{sum(s[1] for s in sizes):,} of {sum(s[0] for s in sizes):,} {kind}")
             lines.append(f"{tower}: {', '.join(counts)}")
-        return "\n".join([*lines, *self.notes])
+        reached = [] if self.speedup is None else [str(self.speedup)]
+        return "\n".join([*lines, *reached, *self.notes])
 
 
 def check_cut(model: nn.Module, keep_lists: KeepLists) -> list[BlockPlan]:

@@ -11,6 +11,7 @@ __all__ = ["Keep", "KeepCounts", "StructuredConfig", "round_keep"]
 STAGES = ("finetune", "pretrain")
 CRITERIA = ("mope", "magnitude", "gradient", "random")
 SCOPES = ("layer", "tower")
+TOWERS = ("visual", "text", "both")
 
 # Matrix units take sixteen values of an accumulated dimension at a time in bf16; 2:4 needs four.
 NEURON_MULTIPLE = 16
@@ -80,11 +81,22 @@ class Keep:
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredConfig:
-    """How much of a model stays, and what it is chosen by.
+    """How much of a model stays, or how fast it is to be, and what it is chosen by.
+
+    Either `visual` and `text` say how much stays, or `target_speedup` says what is to come out: then the
+    counts of every layer are chosen so that the summed error of what goes is least, at once for heads,
+    neurons and layers (`stage` and `scope` have no say), by criterion "mope", whose errors alone compare
+    across kinds.
 
     Args:
         visual: of the image tower; None leaves it whole.
         text: of the text tower; None leaves it whole.
+        target_speedup: time of the whole model over that of the smaller one on this machine, above 1.
+        tower: whose time `target_speedup` is about, and what it takes from: "visual", "text" or "both", which
+            is an image and a text together.
+        sparse: what remains is counted as 2:4 through `vlprune.nn.Linear24`, where that is faster than dense:
+            the speed-up is there after `prune_` and `sparsify_`.
+        timed_batch: images, or texts, in a call when measuring speed.
         stage: "finetune" compresses in width, then in depth, with training in between; "pretrain"
             takes both in one step, before a single training (MoPE-CLIP, arXiv 2403.07839, section 3.3).
         criterion: "mope" removes first what the model scores best without; "magnitude" what has the
@@ -100,6 +112,10 @@ class StructuredConfig:
 
     visual: Keep | None = None
     text: Keep | None = None
+    target_speedup: float | None = None
+    tower: str = "both"
+    sparse: bool = False
+    timed_batch: int = 8
     stage: str = "finetune"
     criterion: str = "mope"
     scope: str = "layer"
@@ -114,13 +130,44 @@ class StructuredConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Keep):
                 raise ValueError(f"{name}: expected Keep(heads=.., neurons=.., layers=..), got {value!r}")
-        for name, allowed in (("stage", STAGES), ("criterion", CRITERIA), ("scope", SCOPES)):
+        for name, allowed in (
+            ("stage", STAGES), ("criterion", CRITERIA), ("scope", SCOPES), ("tower", TOWERS)
+        ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-        for name in ("groups", "samples", "batch_size", "seed"):
+        for name in ("groups", "samples", "batch_size", "timed_batch", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        if not isinstance(self.sparse, bool):
+            raise ValueError(f"sparse: expected True or False, got {self.sparse!r}")
+        self._check_speedup()
+
+    def _check_speedup(self) -> None:
+        target = self.target_speedup
+        if target is None:
+            for name in ("tower", "sparse", "timed_batch"):
+                if (value := getattr(self, name)) != getattr(StructuredConfig, name):
+                    raise ValueError(f"{name}: says something about target_speedup only, got {value!r} alone")
+            return
+        number = isinstance(target, int | float) and not isinstance(target, bool)
+        if not number or not 1 < target < math.inf:
+            raise ValueError(f"target_speedup: expected a number above 1 or None, got {target!r}")
+        for name in ("visual", "text"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name}: expected None, target_speedup chooses what stays, got {value!r}")
+        if self.criterion != "mope":
+            raise ValueError(
+                f"criterion: target_speedup weighs heads, neurons and layers against each other, which "
+                f"only mope does in one unit, got {self.criterion!r}"
+            )
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Towers that are to shrink."""
+        if self.target_speedup is None:
+            return tuple(name for name in ("visual", "text") if getattr(self, name) is not None)
+        return ("visual", "text") if self.tower == "both" else (self.tower,)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
