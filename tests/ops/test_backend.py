@@ -9,11 +9,14 @@ import torch
 
 from vlprune import ops
 from vlprune.ops import backend, triton_ops
+from vlprune.ops.gpu import capability
 
 from .cases import native, needs_native
 
 TRITON = ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many")
 NATIVE = (*TRITON, "pack24", "unpack24", "linear24")
+ON_CUDA = ("sm90", "sm80", "cusparselt")
+KNOWN = "torch, cpu, triton, sm90, sm80, cusparselt"
 COMPOSED = ("wanda_scores", "select")
 
 
@@ -22,12 +25,17 @@ def test_table():
     assert set(table) == {*NATIVE, *COMPOSED, "head_attention"}
     assert table["head_attention"]["cpu"] == "head_attention is composed of PyTorch operators only"
     for op, row in table.items():
-        assert set(row) == {"torch", "cpu", "triton"}
+        assert set(row) == {"torch", "cpu", "triton", *ON_CUDA}
         assert row["torch"] is None
+        composed = f"{op} is composed of PyTorch operators only"
+        if op != "linear24":
+            for name in ON_CUDA:
+                assert row[name] == (
+                    composed if op in COMPOSED else f"{op} has no form on the {name} backend"
+                )
         if op == "head_attention":
             continue
-        if op not in TRITON:
-            composed = f"{op} is composed of PyTorch operators only"
+        if op not in (*TRITON, "linear24"):
             assert row["triton"] == (
                 composed if op in COMPOSED else f"{op} has no form on the triton backend"
             )
@@ -54,7 +62,7 @@ def test_reasons():
 
 
 def forget():
-    backend._too_old.cache_clear()
+    capability.cache_clear()
     backend._no_compiler.cache_clear()
 
 
@@ -115,7 +123,7 @@ REFUSED = {
         {"dtype": torch.float64},
         "head_attention on the triton backend takes bfloat16 or float16 or float32, not float64",
     ),
-    "no form": ("linear24", {}, "linear24 has no form on the triton backend"),
+    "no form": ("pack24", {}, "pack24 has no form on the triton backend"),
     "composed": ("select", {}, "select is composed of PyTorch operators only"),
 }
 
@@ -227,7 +235,7 @@ def test_forced_triton_refuses_what_it_cannot_do(gpu, monkeypatch):
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="expected a backend of torch, cpu, triton, got 'cuda'"):
+    with pytest.raises(ValueError, match=f"expected a backend of {KNOWN}, got 'cuda'"):
         ops.why_not("cuda", "linear24")
     with pytest.raises(ValueError, match=r"expected an op of .*linear24.*, got 'conv24'"):
         ops.why_not("cpu", "conv24")
@@ -294,7 +302,7 @@ def test_unknown_value_is_refused_at_the_first_use():
     assert result.returncode == 1
     assert result.stdout == "imported\n"
     assert result.stderr.strip().endswith(
-        "ValueError: VLPRUNE_BACKEND: expected one of auto, torch, cpu, triton, got 'gpu'"
+        f"ValueError: VLPRUNE_BACKEND: expected one of auto, {KNOWN}, got 'gpu'"
     )
 
 

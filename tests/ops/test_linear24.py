@@ -94,10 +94,11 @@ def test_gradients_are_exact(activation, biased):
     x = normal(2, 3, 12, dtype=torch.float64).requires_grad_()
     values.requires_grad_()
     bias = normal(5, dtype=torch.float64, seed=2).requires_grad_() if biased else None
-    inputs = (x, values) if bias is None else (x, values, bias)
+    residual = normal(2, 3, 5, dtype=torch.float64, seed=4).requires_grad_() if biased else None
+    inputs = (x, values) if bias is None else (x, values, bias, residual)
 
-    def call(x, values, bias=None):
-        return ops.linear24(x, values, meta, bias, activation)
+    def call(x, values, bias=None, residual=None):
+        return ops.linear24(x, values, meta, bias, activation, residual=residual)
 
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs)
@@ -141,3 +142,29 @@ def test_no_graph_without_need():
         assert not ops.linear24(normal(3, 16).requires_grad_(), values, meta).requires_grad
     with torch.inference_mode():
         assert ops.linear24(normal(3, 16), values, meta).is_inference()
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS.values(), torch.float64], ids=[*FLOATS, "float64"])
+@every_activation
+@every_bias
+def test_residual_is_added_last(dtype, activation, biased):
+    values, meta = packed(37, 68, dtype)
+    x, bias = normal(2, 5, 68, dtype=dtype), normal(37, dtype=dtype, seed=2) if biased else None
+    for residual in (
+        normal(2, 5, 37, dtype=dtype, seed=3),
+        normal(2, 37, 5, dtype=dtype, seed=3).transpose(1, 2),
+        normal(1, 1, 37, dtype=dtype, seed=3).expand(2, 5, 37),
+    ):
+        before = residual.clone()
+        got = ops.linear24(x, values, meta, bias, activation, residual=residual)
+        assert got.is_contiguous()
+        close(got, exact(x, values, meta, bias, activation) + residual.double(), dtype)
+        assert torch.equal(residual, before)
+
+
+def test_a_residual_alone_takes_the_gradient():
+    values, meta = packed(8, 16)
+    residual = normal(3, 8, seed=5).requires_grad_()
+    slope = normal(3, 8, seed=6)
+    ops.linear24(normal(3, 16), values, meta, residual=residual).backward(slope)
+    assert torch.equal(residual.grad, slope)

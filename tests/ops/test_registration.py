@@ -17,8 +17,9 @@ def arguments(dtype):
     values, meta = packed(12, 24, dtype)
     dense = ops.unpack24(values, meta)
     x, bias = normal(2, 5, 24, dtype=dtype), normal(12, dtype=dtype)
-    leaves = [t.detach().clone().requires_grad_() for t in (x, values, bias, dense)]
-    gx, gvalues, gbias, gdense = leaves
+    added = normal(2, 5, 12, dtype=dtype, seed=3)
+    leaves = [t.detach().clone().requires_grad_() for t in (x, values, bias, dense, added)]
+    gx, gvalues, gbias, gdense, gadded = leaves
     qkv = normal(2, 7, 36, dtype=dtype).requires_grad_()
     return {
         "column_sumsq": [(x,), (x, normal(2, 1)), (x.transpose(0, 1), normal(2) > 0)],
@@ -43,6 +44,17 @@ def arguments(dtype):
             (gx, values, meta, bias, "gelu"),
             (x, gvalues, meta, gbias, "quick_gelu"),
             (x.transpose(0, 1), values, meta, None, "gelu"),
+            (x, values, meta, None, None, "auto", added),
+            (gx, gvalues, meta, gbias, "gelu", "auto", gadded),
+            (
+                x,
+                values,
+                meta,
+                bias,
+                "quick_gelu",
+                "auto",
+                gadded.transpose(0, 1).contiguous().transpose(0, 1),
+            ),
         ],
         "head_attention": [(qkv, 3), (qkv, 2, True), (qkv, 4, False, 0.7)],
     }
@@ -66,11 +78,22 @@ def test_opcheck(op, dtype, case):
     torch.library.opcheck(getattr(torch.ops.vlprune, op).default, arguments(dtype)[op][case])
 
 
+def function_of(op):
+    """The public function, with the operator's own arguments."""
+    if op != "linear24":
+        return getattr(ops, op)
+
+    def linear24(x, values, meta, bias=None, activation=None, backend="auto", residual=None):
+        return ops.linear24(x, values, meta, bias, activation, backend=backend, residual=residual)
+
+    return linear24
+
+
 @every_case
 def test_compiles_whole(op, dtype, case):
     torch._dynamo.reset()
     args = arguments(dtype)[op][case]
-    function = getattr(ops, op)
+    function = function_of(op)
     expected = function(*args)
     # "aot_eager" traces forward and backward as "inductor" does, without compiling C++ for each case.
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*args)
@@ -83,7 +106,7 @@ def test_compiles_whole(op, dtype, case):
                 assert torch.equal(compiled, eager)
 
 
-CUDA = ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many"]
+CUDA = ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "linear24"]
 
 
 @pytest.mark.parametrize("op", [*CUDA, "_head_attention", "_head_attention_backward"])

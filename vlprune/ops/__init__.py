@@ -4,6 +4,7 @@ One schema and one plain PyTorch definition an operator; faster forms are chosen
 """
 
 from .backend import backends, check_backend, why_not
+from .cuda24 import tune24
 from .functional import (
     FLOAT_DTYPES,
     check_activation,
@@ -33,6 +34,7 @@ __all__ = [
     "pack24",
     "prepare24",
     "select",
+    "tune24",
     "unpack24",
     "wanda_mask",
     "wanda_pack24",

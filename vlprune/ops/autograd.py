@@ -24,12 +24,15 @@ def register(library: torch.library.Library) -> None:
 
 
 def _linear24_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, meta, bias, ctx.activation, ctx.backend = inputs
+    x, values, meta, bias, ctx.activation, ctx.backend, residual = inputs
+    ctx.added = residual is not None
     ctx.save_for_backward(x, values, meta, bias)
 
 
 def _linear24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, meta, bias = ctx.saved_tensors
+    # Trailing arguments that equal their defaults were never passed, so nothing is said of them.
+    grad_residual = grad if ctx.added and ctx.needs_input_grad[6] else None
     rows = reference.rows_of(x)
     grad = reference.rows_of(grad)
     if ctx.activation is not None:
@@ -41,10 +44,9 @@ def _linear24_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = (grad @ torch.ops.vlprune.unpack24(values, meta)).reshape(x.shape)
     if ctx.needs_input_grad[1]:
         grad_values = reference.take24(grad.t() @ rows, meta)
-    # Trailing arguments that equal their defaults were never passed, so nothing is said of them.
     if bias is not None and ctx.needs_input_grad[3]:
         grad_bias = grad.sum(0)
-    return grad_x, grad_values, None, grad_bias, None, None
+    return grad_x, grad_values, None, grad_bias, None, None, grad_residual
 
 
 def _activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:

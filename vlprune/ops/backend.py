@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import math
 import os
 import shutil
-from types import ModuleType
 
 import torch
 
 from ..kernels.limits import max_unit
-from . import _threads
+from . import forms24, gpu
+from .extensions import MISSING, NATIVE
 
 __all__ = [
     "BACKENDS",
+    "asked",
     "backends",
     "check_backend",
-    "extension",
     "runs_natively",
     "runs_on_triton",
     "why_not",
 ]
 
-BACKENDS = ("torch", "cpu", "triton")
+BACKENDS = ("torch", "cpu", "triton", "sm90", "sm80", "cusparselt")
 
 _OPS = (
     "column_sumsq",
@@ -49,26 +48,17 @@ _NATIVE_DTYPES = {
     "unpack24": _STORED,
     "linear24": frozenset({torch.float32, torch.bfloat16}),
 }
-_TRITON_DTYPES = dict.fromkeys(
-    ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "head_attention"), _STORED
-)
+_TRITON_DTYPES = {
+    **dict.fromkeys(
+        ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "head_attention"), _STORED
+    ),
+    "linear24": forms24.FORMS["triton"].dtypes,
+}
 # The sums of a head's results, and of its gradients, stay in registers; float32, without tensor cores, takes
 # those of the operands as well.
 _MAX_HEAD_DIM, _MAX_HEAD_DIM_FLOAT32 = 128, 64
 # Of NVIDIA's GPUs: the first with bfloat16, and the first that the kernels are compiled for in the tests.
 _MIN_CAPABILITY = (8, 0)
-
-
-def _load() -> tuple[ModuleType | None, str | None]:
-    try:
-        native = importlib.import_module("vlprune._C")
-    except ImportError as error:
-        return None, f"the native extension is not built: {error}"
-    _threads.install(native)
-    return native, None
-
-
-_extension, _missing = _load()
 
 
 @functools.cache
@@ -78,13 +68,6 @@ def _override() -> str:
     if value not in ("auto", *BACKENDS):
         raise ValueError(f"VLPRUNE_BACKEND: expected one of {', '.join(('auto', *BACKENDS))}, got {value!r}")
     return value
-
-
-def extension() -> ModuleType:
-    """Return the compiled module; to be asked for only where `runs_natively` said yes."""
-    if _extension is None:
-        raise RuntimeError(_missing)
-    return _extension
 
 
 def check_backend(backend: str) -> None:
@@ -101,16 +84,23 @@ def why_not(
     device: torch.device | str | None = None,
     in_features: int | None = None,
     head_dim: int | None = None,
+    out_features: int | None = None,
+    tokens: int | None = None,
 ) -> str | None:
     """Say why an operator cannot run on a backend, or None if it can.
 
     Args:
-        backend: "torch" (plain PyTorch, any device), "cpu" (the C++ extension) or "triton" (CUDA devices).
+        backend: "torch" (plain PyTorch, any device), "cpu" (the C++ extension), "triton" (CUDA devices), or
+            for "linear24" on CUDA devices "sm90" (Hopper's wgmma.sp), "sm80" (mma.sp) and "cusparselt"
+            (NVIDIA's library, where PyTorch was built with it).
         op: an operator of `torch.ops.vlprune`, for example "linear24".
         dtype: also judge this dtype of the weight (of x for "column_sumsq").
         device: also judge tensors on this device.
-        in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows.
+        in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows; with
+            `out_features` and `tokens` also judge "linear24" of these sizes.
         head_dim: also judge heads of this width, for "head_attention".
+        out_features: see `in_features`.
+        tokens: see `in_features`.
 
     Raises:
         ValueError: an unknown backend or operator; the known ones are listed.
@@ -122,18 +112,45 @@ def why_not(
         raise ValueError(f"why_not: expected an op of {', '.join(_OPS)}, got {op!r}")
     if backend == "torch":
         return None
-    if op not in _NATIVE_DTYPES and (backend == "cpu" or op not in _TRITON_DTYPES):
+    if op not in _NATIVE_DTYPES and op not in _TRITON_DTYPES:
         return f"{op} is composed of PyTorch operators only"
     where = None if device is None else torch.device(device)
-    if backend == "triton":
-        return _why_not_triton(op, where) or _why_not_kernel(
-            op, dtype, in_features or 0, head_dim=head_dim or 0
-        )
-    if _missing is not None:
-        return _missing
-    if where is not None and where.type != "cpu":
-        return f"the cpu backend takes tensors on the CPU, not on {where.type}"
+    if backend == "cpu":
+        return _why_not_cpu(op, dtype, where)
+    if backend in forms24.FORMS and op == "linear24":
+        reason = why_not_form(backend, dtype, where)
+        if reason or tokens is None or in_features is None or out_features is None:
+            return reason
+        problem = forms24.Problem(tokens, out_features, in_features, dtype or torch.bfloat16)
+        return forms24.FORMS[backend].why_not(problem)
+    if backend != "triton":
+        return f"{op} has no form on the {backend} backend"
+    return _why_not_triton(op, where) or _why_not_kernel(op, dtype, in_features or 0, head_dim=head_dim or 0)
+
+
+def _why_not_cpu(op: str, dtype: torch.dtype | None, device: torch.device | None) -> str | None:
+    if op not in _NATIVE_DTYPES:
+        return f"{op} is composed of PyTorch operators only"
+    if MISSING is not None:
+        return MISSING
+    if device is not None and device.type != "cpu":
+        return f"the cpu backend takes tensors on the CPU, not on {device.type}"
     return _why_not_dtype("cpu", op, dtype, _NATIVE_DTYPES[op])
+
+
+def why_not_form(backend: str, dtype: torch.dtype | None, device: torch.device | None) -> str | None:
+    """Say why this machine cannot run "linear24" by one of its forms for CUDA devices, or None."""
+    if backend == "triton":
+        reason = _why_not_triton("linear24", device)
+    else:
+        reason = _why_not_cuda(backend, device) or forms24.FORMS[backend].why_not_here(gpu.index_of(device))
+    return reason or _why_not_dtype(backend, "linear24", dtype, forms24.FORMS[backend].dtypes)
+
+
+def _why_not_cuda(backend: str, device: torch.device | None) -> str | None:
+    if device is not None and device.type != "cuda":
+        return f"the {backend} backend takes tensors on CUDA devices, not on {device.type}"
+    return gpu.why_none(device)
 
 
 def _why_not_triton(op: str, device: torch.device | None) -> str | None:
@@ -141,27 +158,11 @@ def _why_not_triton(op: str, device: torch.device | None) -> str | None:
         return f"{op} has no form on the triton backend"
     if not _triton_installed():
         return "triton is not installed"
-    if device is not None and device.type != "cuda":
-        return f"the triton backend takes tensors on CUDA devices, not on {device.type}"
-    if not torch.cuda.is_available():
-        return "there is no CUDA device"
-    if torch.version.hip is not None:
-        return (
-            f"the kernels are written for NVIDIA's GPUs; this PyTorch is for AMD's (HIP {torch.version.hip})"
-        )
-    count, index = torch.cuda.device_count(), None if device is None else device.index
-    if index is not None and index >= count:
-        return f"there is no device cuda:{index}, only {count} CUDA device{'s' if count > 1 else ''}"
-    return _too_old(torch.cuda.current_device() if index is None else index) or _no_compiler()
-
-
-@functools.cache
-def _too_old(index: int) -> str | None:
-    capability = torch.cuda.get_device_capability(index)
-    if capability >= _MIN_CAPABILITY:
-        return None
-    has, wants = (".".join(map(str, each)) for each in (capability, _MIN_CAPABILITY))
-    return f"the kernels need a GPU of compute capability {wants}, cuda:{index} has {has}"
+    return (
+        _why_not_cuda("triton", device)
+        or gpu.too_old(gpu.index_of(device), _MIN_CAPABILITY)
+        or _no_compiler()
+    )
 
 
 @functools.cache
@@ -215,20 +216,28 @@ def backends() -> dict[str, dict[str, str | None]]:
     """For every operator and backend: None if it can run here, else the reason why not.
 
     Without an override, tensors on the CPU go to "cpu" and those on CUDA devices to "triton" where these can
-    run, and all else to "torch". The environment variable VLPRUNE_BACKEND ("auto", "torch", "cpu", "triton";
-    read once, when the first operator needs it) overrides that: "torch" everywhere, "cpu" for tensors on the
-    CPU and "triton" for those on CUDA devices, where an operator that has such a form then refuses what that
-    form cannot do.
+    run, and all else to "torch"; "linear24" on a CUDA device goes to whichever of "sm90", "sm80" and "triton"
+    measured fastest there, and to "cusparselt" where none of them can. The environment variable
+    VLPRUNE_BACKEND ("auto" or one of the backends; read once, when the first operator needs it) overrides
+    that: "torch" everywhere, "cpu" for tensors on the CPU and the others for those on CUDA devices, where an
+    operator that has such a form then refuses what that form cannot do.
     """
     return {op: {backend: why_not(backend, op) for backend in BACKENDS} for op in _OPS}
 
 
+def asked(backend: str) -> str:
+    """The backend that a call asks for: its own word, or for "auto" that of the environment."""
+    return _override() if backend == "auto" else backend
+
+
 def runs_natively(op: str, dtype: torch.dtype, backend: str = "auto") -> bool:
     """Whether the native form of `op` shall run on CPU tensors of `dtype`."""
-    wanted = _override() if backend == "auto" else backend
+    wanted = asked(backend)
     if wanted == "torch":
         return False
-    if _extension is not None and dtype in _NATIVE_DTYPES[op]:
+    if backend not in ("auto", "cpu"):
+        raise ValueError(f'{op}: backend "{backend}" was asked for, but {why_not(backend, op, device="cpu")}')
+    if NATIVE is not None and dtype in _NATIVE_DTYPES[op]:
         return True
     if wanted == "cpu":
         raise ValueError(f'{op}: backend "cpu" was asked for, but {why_not("cpu", op, dtype=dtype)}')

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..patterns import Pattern
 from . import library  # noqa: F401  (defines torch.ops.vlprune)
-from .backend import check_backend, why_not
+from .backend import check_backend
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -225,8 +225,14 @@ def linear24(
     activation: str | None = None,
     *,
     backend: str = "auto",
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``act(x @ W.T + bias)`` with W packed 2:4; differentiable in x, values and bias.
+    """``act(x @ W.T + bias) + residual`` with W packed 2:4; differentiable in all but meta.
+
+    On a CUDA device the first call of a kind (number of tokens, sizes, dtype, epilogue) measures which
+    kernel is fastest there, and remembers it, also for other processes (`tune24` does so ahead of time);
+    later calls do not wait for the device. A CUDA graph can be captured once the weight is prepared
+    (`prepare24`), which the first call does too.
 
     Args:
         x: [..., in], any number of leading dimensions.
@@ -235,9 +241,13 @@ def linear24(
         bias: [out] of x's dtype, or None.
         activation: None, "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x)).
         backend: "auto", or one of `backends()`.
+        residual: [..., out] of x's dtype, added last, or None.
 
     Returns:
         [..., out] of x's dtype.
+
+    Raises:
+        ValueError: bad arguments, or a backend asked for by name that cannot do this; it says why.
 
     """
     _check_packed("linear24", values, meta)
@@ -260,9 +270,15 @@ def linear24(
         check_activation("linear24", activation)
     if backend != "auto":
         check_backend(backend)
-        if (reason := why_not(backend, "linear24", dtype=x.dtype, device=x.device)) is not None:
-            raise ValueError(f'linear24: backend "{backend}" was asked for, but {reason}')
-    return _linear24(x, values, meta, bias, activation, backend)
+    if residual is None:
+        return _linear24(x, values, meta, bias, activation, backend)
+    shape = (*x.shape[:-1], rows)
+    if residual.dtype != x.dtype or residual.shape != shape or residual.device != x.device:
+        raise ValueError(
+            f"linear24: expected residual of shape {shape}, dtype {_name(x)} on {x.device}, "
+            f"got {tuple(residual.shape)}, {_name(residual)} on {residual.device}"
+        )
+    return _linear24(x, values, meta, bias, activation, backend, residual)
 
 
 def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:

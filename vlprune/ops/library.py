@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.packed import empty_packed
-from . import autograd, native, reference, triton_ops
+from . import autograd, cuda24, native, reference, triton_ops
 
 __all__ = ["LIBRARY"]
 
@@ -27,7 +27,7 @@ _SCHEMAS = (
     "pack24(Tensor weight) -> (Tensor values, Tensor meta)",
     "unpack24(Tensor values, Tensor meta) -> Tensor",
     "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
-    'str? activation=None, str backend="auto") -> Tensor',
+    'str? activation=None, str backend="auto", Tensor? residual=None) -> Tensor',
     "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
     "_head_attention(Tensor qkv, int num_heads, bool causal, float scale, bool training) "
     "-> (Tensor out, Tensor lse)",
@@ -43,10 +43,11 @@ def _linear24_anywhere(
     bias: Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
+    residual: Tensor | None = None,
 ) -> Tensor:
     if backend not in ("auto", "torch"):
         raise ValueError(f'linear24: backend "{backend}" takes no tensors on {x.device.type}')
-    return reference.linear24(x, values, meta, bias, activation)
+    return reference.linear24(x, values, meta, bias, activation, residual)
 
 
 def _wanda_pack24_many(
@@ -108,6 +109,7 @@ def _fake_linear24(
     bias: Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
+    residual: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
@@ -167,7 +169,7 @@ _register(
 _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda=triton_ops.wanda_pack24_many)
 _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
-_register("linear24", _linear24_anywhere, _fake_linear24, native.linear24)
+_register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, cuda24.linear24)
 # Made of differentiable, traceable operators only, so that its gradient and its fake are theirs: PyTorch's
 # own, or on a CUDA device the two below, which have no other form.
 LIBRARY.impl("head_attention", _head_attention, "CompositeImplicitAutograd")

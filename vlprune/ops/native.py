@@ -11,8 +11,10 @@ from torch import Tensor
 from ..kernels.packed import empty_packed
 from . import reference
 from ._threads import thread_count
-from .backend import extension, runs_natively
-from .prepared import ACTIVATION_CODE, DTYPE_CODE, best_isa, prepared24
+from .backend import runs_natively
+from .extensions import extension
+from .prepared import best_isa, prepared24
+from .problem24 import ACTIVATION_CODE, DTYPE_CODE
 
 __all__ = ["column_sumsq", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
 
@@ -108,10 +110,11 @@ def linear24(
     bias: Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
+    residual: Tensor | None = None,
 ) -> Tensor:
     """See `reference.linear24`."""
     if not runs_natively("linear24", x.dtype, backend) or x.shape[-1] == 0:
-        return reference.linear24(x, values, meta, bias, activation)
+        return reference.linear24(x, values, meta, bias, activation, residual)
     out, inputs = values.shape[0], x.shape[-1]
     weight = prepared24(values, meta)
     bias = None if bias is None else bias.contiguous()
@@ -122,7 +125,7 @@ def linear24(
         x.numel() // inputs, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
         thread_count(), best_isa(),
     )  # fmt: skip
-    return y
+    return y if residual is None else y.add_(residual)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

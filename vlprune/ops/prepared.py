@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from .backend import extension, runs_natively
+from . import cuda24
+from .backend import runs_natively
+from .extensions import extension
+from .problem24 import DTYPE_CODE
+from .seen import Seen
 
-__all__ = ["ACTIVATION_CODE", "DTYPE_CODE", "Prepared", "best_isa", "prepare24", "prepared24"]
-
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATION_CODE = {None: 0, "gelu": 1, "quick_gelu": 2}
+__all__ = ["Prepared", "best_isa", "prepare24", "prepared24"]
 
 _ALIGNMENT = 64
 _META_SAMPLES = 64
@@ -50,10 +50,10 @@ def best_isa() -> int:
     return int(extension().best_isa())
 
 
-class _Seen:
-    """A tensor as it was: which object, where, which version, and some of its bytes."""
+class _Seen(Seen):
+    """A tensor as it was, and some of its bytes."""
 
-    __slots__ = ("_address", "_bytes", "_storage", "_version", "_words", "reference")
+    __slots__ = ("_bytes", "_words")
 
     def __init__(
         self,
@@ -61,23 +61,13 @@ class _Seen:
         words: np.ndarray[Any, Any],
         forget: Callable[[weakref.ref[Tensor]], None] | None = None,
     ) -> None:
-        self.reference = weakref.ref(tensor, forget)
-        self._version = tensor._version
-        self._address = tensor.data_ptr()
-        # A weak reference keeps the storage's identity from being given to another.
-        self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        super().__init__(tensor, forget)
         self._words = words
         self._bytes = words.tobytes()
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether it is that tensor, unchanged as far as can be told."""
-        return (
-            self.reference() is tensor
-            and self._version == tensor._version
-            and self._address == tensor.data_ptr()
-            and self._storage.cdata == tensor.untyped_storage()._cdata
-            and self._bytes == self._words.tobytes()
-        )
+        return super().is_still(tensor) and self._bytes == self._words.tobytes()
 
 
 class Prepared:
@@ -123,20 +113,25 @@ def prepared24(values: Tensor, meta: Tensor) -> Prepared:
     return _prepare(values, meta)
 
 
-def prepare24(values: Tensor, meta: Tensor) -> None:
-    """Make the CPU form of a packed weight now instead of at the first `linear24`.
+def prepare24(values: Tensor, meta: Tensor, backend: str = "auto") -> None:
+    """Make the form of a packed weight that `linear24` computes with now, instead of at its first call.
 
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
     will be passed there. Also to be called after changing single entries through ``values.data`` or
     ``meta.data``: PyTorch does not count such writes, and only those to whole rows or columns of `values`
-    or to most of `meta` are seen. Does nothing where `linear24` would not run natively.
+    or to most of `meta` are seen, on a CUDA device none. Does nothing where `linear24` would run by the
+    reference.
 
     Args:
         values: [out, in/2] as of `pack24`.
         meta: [out, ceil(in/8)] as of `pack24`.
+        backend: that `linear24` will be called with.
 
     """
-    if values.device.type == "cpu" and runs_natively("linear24", values.dtype):
+    if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16, torch.float32):
+        cuda24.prepare24_cuda(values, meta, backend)
+    here = values.device.type == "cpu" and backend in ("auto", "cpu")
+    if here and runs_natively("linear24", values.dtype, backend):
         _prepare(values, meta)
 
 

@@ -134,12 +134,18 @@ def take24(weight: Tensor, meta: Tensor) -> Tensor:
 
 
 def linear24(
-    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """``act(x W^T + bias)`` through the dense weight."""
+    """``act(x W^T + bias) + residual`` through the dense weight."""
     rows = rows_of(x)
     y = activate(F.linear(rows, unpack24(values, meta), bias), activation)
-    return y.reshape(*x.shape[:-1], values.shape[0])
+    y = y.reshape(*x.shape[:-1], values.shape[0])
+    return y if residual is None else y + residual
 
 
 def activate(z: Tensor, activation: str | None) -> Tensor:

@@ -1,0 +1,161 @@
+"""Chooses the form of `linear24` that runs a problem here, measuring where nothing is remembered."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _version
+from . import extensions, gpu
+from .backend import asked, why_not, why_not_form
+from .choice24 import Choice, Memory, key
+from .compiled24 import Compiled
+from .default24 import default
+from .forms24 import FORMS
+from .measure24 import measured
+from .problem24 import Form, Problem
+
+__all__ = ["able_forms", "choice_of", "form_for"]
+
+# Tokens above which the kernels for few are not worth their compilation, if others can.
+_FEW = 1024
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+_lock = threading.Lock()
+
+
+def able_forms(problem: Problem, backend: str, device: torch.device) -> dict[str, Form]:
+    """The forms to choose from, best first: the one asked for, or for "auto" all that are worth a try.
+
+    Raises:
+        ValueError: a backend was asked for, by the call or by the environment, that cannot; it says why.
+
+    """
+    wanted = _wanted(backend)
+    if wanted != "auto":
+        reason = why_not(wanted, "linear24", dtype=problem.dtype, device=device)
+        if reason is None:
+            reason = FORMS[wanted].why_not(problem)
+        if reason is not None:
+            raise ValueError(f'linear24: backend "{wanted}" was asked for, but {reason}')
+        return {wanted: FORMS[wanted]}
+    forms = {
+        name: form
+        for name, form in FORMS.items()
+        if why_not_form(name, problem.dtype, device) is None and form.why_not(problem) is None
+    }
+    if len(forms) > 1:
+        # Closed, and with algorithms that have been wrong: for where nothing else can.
+        forms.pop("cusparselt", None)
+    if len(forms) > 1 and problem.tokens > _FEW:
+        forms.pop("triton", None)
+    return forms
+
+
+def choice_of(problem: Problem, backend: str, device: torch.device) -> Choice | None:
+    """What was measured for a problem, here or in an earlier process, or is measured now.
+
+    Returns:
+        None where only the reference can compute it.
+
+    Raises:
+        ValueError: a backend was asked for that cannot.
+        RuntimeError: a backend was asked for, and none of its configs gives the right result.
+
+    """
+    forms = able_forms(problem, backend, device)
+    if not forms:
+        return None
+    index = gpu.index_of(device)
+    name = key(problem, _wanted(backend))
+    with _lock:
+        known = _known(_memory(index).find(name), forms, problem)
+        if known is not None:
+            return known
+        with torch.cuda.device(index):
+            choice = measured(problem, list(forms.values()), torch.device("cuda", index))
+        if choice is not None:
+            _memory(index).remember(name, choice)
+        elif _wanted(backend) != "auto":
+            raise RuntimeError(f'linear24: no config of backend "{_wanted(backend)}" gives the right result')
+    return choice
+
+
+def form_for(problem: Problem, backend: str, device: torch.device) -> tuple[Form | None, str, bool]:
+    """The form that a call shall run (None: the reference) and its config, and whether that stays so.
+
+    While a CUDA graph is captured nothing is measured: what is not remembered is chosen by counting, for
+    this call alone.
+    """
+    forms = able_forms(problem, backend, device)
+    if not forms:
+        return None, "", True
+    index = gpu.index_of(device)
+    choice = _known(_memory(index).find(key(problem, _wanted(backend))), forms, problem)
+    if choice is None and _may_measure():
+        try:
+            choice = choice_of(problem, backend, device)
+        except torch.OutOfMemoryError:
+            warnings.warn("linear24: too little memory to measure in, chosen by counting", stacklevel=2)
+        else:
+            if choice is None:
+                return None, "", True
+    if choice is not None:
+        return FORMS[choice.backend], choice.config, True
+    tiles = {name: _tiles(form, problem) for name, form in forms.items()}
+    name, config = default(problem, tiles, gpu.multiprocessors(index))
+    return FORMS[name], config, False
+
+
+def _wanted(backend: str) -> str:
+    wanted = asked(backend)
+    # Said by the environment, "cpu" is about tensors on the CPU.
+    return "auto" if wanted == "cpu" and backend == "auto" else wanted
+
+
+def _known(choice: Choice | None, forms: Mapping[str, Form], problem: Problem) -> Choice | None:
+    if choice is None or choice.backend not in forms:
+        return None
+    # Measured for another number of tokens of the bucket, or by kernels that are no more.
+    return choice if forms[choice.backend].runs(choice.config, problem) else None
+
+
+def _may_measure() -> bool:
+    return not (gpu.capturing() or torch.compiler.is_compiling())
+
+
+def _tiles(form: Form, problem: Problem) -> dict[str, Any]:
+    infos = form.infos() if isinstance(form, Compiled) else {}
+    return {config: infos.get(config) for config in form.able(problem)}
+
+
+@functools.cache
+def _memory(index: int) -> Memory:
+    name = torch.cuda.get_device_name(index)
+    return Memory(f"linear24-{name}.json", {"gpu": name, **_versions()})
+
+
+def _versions() -> dict[str, str]:
+    versions = {"vlprune": _version.__version__, "torch": torch.__version__}
+    try:
+        # The one place where Linux tells it without another library.
+        versions["driver"] = _DRIVER.read_text(encoding="utf-8").partition("\n")[0]
+    except OSError:
+        versions["driver"] = "unknown"
+    try:
+        versions["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        versions["triton"] = "none"
+    module, _ = extensions.cuda_extension()
+    if module is not None and module.__file__:
+        # Built anew, the kernels may be others under the same version.
+        versions["kernels"] = str(Path(module.__file__).stat().st_mtime_ns)
+    return versions

@@ -1,0 +1,174 @@
+"""`linear24` by the compiled CUDA kernels of one architecture: `sm90` (wgmma.sp) or `sm80` (mma.sp).
+
+Values are read as they are stored; of meta the kernels want another order, which is made on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import extensions, gpu
+from .problem24 import ACTIVATION_CODE, DTYPE_CODE, Problem, aligned, aligned_rows, refuse_capture
+from .seen import Kept
+
+__all__ = ["Compiled"]
+
+# Workspaces kept at a time: more kinds of layers and streams than a model runs at once.
+_WORKSPACES = 32
+
+
+class Compiled:
+    """The kernels of one architecture in `vlprune._C_cuda`.
+
+    Args:
+        name: the prefix of its functions there.
+        wanted: compute capability that they need.
+        exactly: whether they run on no other (instructions of one architecture), or on any that is newer.
+
+    """
+
+    dtypes = frozenset({torch.bfloat16, torch.float16})
+
+    def __init__(self, name: str, wanted: tuple[int, int], *, exactly: bool) -> None:
+        self.name = name
+        self._wanted, self._exactly = wanted, exactly
+        self._weights: Kept[Tensor] = Kept()
+        self._workspaces: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+
+    def why_not_here(self, index: int) -> str | None:
+        """Say why device `index` cannot run it, or None."""
+        reason = gpu.too_old(index, self._wanted)
+        if reason is None and self._exactly and gpu.capability(index) != self._wanted:
+            wanted, has = (".".join(map(str, each)) for each in (self._wanted, gpu.capability(index)))
+            reason = (
+                f"its instructions are those of compute capability {wanted} alone, cuda:{index} has {has}"
+            )
+        if reason is not None:
+            return reason
+        module, reason = extensions.cuda_extension()
+        if module is not None and not hasattr(module, f"{self.name}_run"):
+            return f"the CUDA extension was built without {self.name}"
+        return reason or extensions.MISSING
+
+    def why_not(self, problem: Problem) -> str | None:
+        """Say why no config takes a problem, or None."""
+        reasons = [self._why_not(number, problem) for number in self._numbers.values()]
+        return None if None in reasons else next(iter(reasons), f"{self.name} has no configs")
+
+    def able(self, problem: Problem) -> list[str]:
+        """Names of the configs that take a problem."""
+        return [name for name in self._numbers if self.runs(name, problem)]
+
+    def runs(self, config: str, problem: Problem) -> bool:
+        """Whether there is such a config and it takes a problem."""
+        return config in self._numbers and self._why_not(self._numbers[config], problem) is None
+
+    def candidates(
+        self, problem: Problem, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Sequence[str]:
+        """All that can."""
+        return self.able(problem)
+
+    def infos(self) -> dict[str, dict[str, Any]]:
+        """Tile and stages of each config, by its name: see ConfigInfo in csrc/cuda/linear24.h."""
+        return {info["name"]: info for info in self._function("configs")()}
+
+    def weight(self, values: Tensor, meta: Tensor) -> Tensor:
+        """The metadata in the kernels' order, a flat uint8 tensor; values may change under it."""
+        found = self._weights.find(meta)
+        if found is None:
+            refuse_capture(self.name)
+            found = self._reordered(meta, values.shape[1] * 2)
+            self._weights.keep(found, meta)
+        return found
+
+    def run(
+        self,
+        config: str,
+        x: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str | None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """Launch a config; x, residual, bias and values are copied only where a kernel cannot read them."""
+        index, number = gpu.index_of(x.device), self._numbers[config]
+        (tokens, inputs), out = x.shape, values.shape[0]
+        dtype = DTYPE_CODE[x.dtype]
+        x, ldx = aligned_rows(x)
+        values = aligned(values)
+        bias = None if bias is None else aligned(bias)
+        residual, ldr = (None, 0) if residual is None else aligned_rows(residual)
+        y = x.new_empty(tokens, out) if y is None else y
+        stream = gpu.stream_of(index)
+        size = self._function("workspace")(number, tokens, out, inputs, dtype)
+        workspace = self._workspace(size, x.device, stream, (number, tokens, out, inputs)) if size else None
+        code = self._function("run")(
+            number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
+            _address(residual), ldr, y.data_ptr(), y.stride(0), tokens, out, inputs, dtype,
+            ACTIVATION_CODE[activation], _address(workspace), size, gpu.multiprocessors(index), stream,
+        )  # fmt: skip
+        if code:
+            raise RuntimeError(
+                f"linear24: config {config} of the {self.name} backend failed for {tokens} tokens, "
+                f"{inputs} inputs and {out} outputs: {_module().error_name(code)}"
+            )
+        return y
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.infos())}
+
+    def _function(self, what: str) -> Any:
+        return getattr(_module(), f"{self.name}_{what}")
+
+    def _why_not(self, number: int, problem: Problem) -> str | None:
+        reason: str | None = self._function("why_not")(
+            number, problem.tokens, problem.out, problem.inputs, DTYPE_CODE[problem.dtype],
+            ACTIVATION_CODE[problem.activation], problem.residual,
+        )  # fmt: skip
+        return reason
+
+    def _reordered(self, meta: Tensor, inputs: int) -> Tensor:
+        host, out = meta.cpu().contiguous(), meta.shape[0]
+        native = extensions.extension()
+        order = torch.empty(getattr(native, f"{self.name}_meta_bytes")(out, inputs), dtype=torch.uint8)
+        getattr(native, f"{self.name}_reorder_meta")(host.data_ptr(), out, inputs, order.data_ptr())
+        there = gpu.lasting(lambda: order.to(meta.device), meta.device)
+        gpu.wait(meta.device)
+        return there
+
+    def _workspace(self, size: int, device: torch.device, stream: int, kind: tuple[int, ...]) -> Tensor:
+        """Zeros, which a kernel leaves fit for its next launch of the same kind on the same stream."""
+        if gpu.capturing():
+            # Of its own: two graphs may run at once, and the memory of a graph dies with it.
+            return torch.zeros(size, dtype=torch.uint8, device=device)
+        key = (device.index, stream, kind)
+        found = self._workspaces.get(key)
+        if found is None:
+            found = gpu.lasting(lambda: torch.zeros(size, dtype=torch.uint8, device=device), device)
+            self._workspaces[key] = found
+            if len(self._workspaces) > _WORKSPACES:
+                # Made on its stream, so that what is launched there goes before any other use of the memory.
+                self._workspaces.popitem(last=False)
+        return found
+
+
+def _module() -> ModuleType:
+    module, reason = extensions.cuda_extension()
+    if module is None:
+        raise RuntimeError(reason)
+    return module
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

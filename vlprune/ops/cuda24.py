@@ -1,0 +1,111 @@
+"""`linear24` on CUDA tensors: a form and its config, looked up or chosen, and its launch."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import gpu, reference
+from .backend import asked
+from .choice24 import Choice
+from .chooser24 import able_forms, choice_of, form_for
+from .problem24 import Form, Problem
+
+__all__ = ["linear24", "prepare24_cuda", "tune24"]
+
+# The form (None: the reference) and its config, by all that a choice depends on.
+_chosen: dict[tuple[Any, ...], tuple[Form | None, str]] = {}
+
+
+def linear24(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `reference.linear24`."""
+    out, half = values.shape
+    if x.numel() == 0 or out == 0 or asked(backend) == "torch":
+        return reference.linear24(x, values, meta, bias, activation, residual)
+    tokens, inputs = x.numel() // (2 * half), 2 * half
+    kind = (x.device, x.dtype, tokens, out, half, activation, bias is None, residual is None, backend)
+    chosen = _chosen.get(kind)
+    if chosen is None:
+        problem = Problem(tokens, out, inputs, x.dtype, activation, bias is not None, residual is not None)
+        form, config, stays = form_for(problem, backend, x.device)
+        chosen = form, config
+        if stays:
+            _chosen[kind] = chosen
+    form, config = chosen
+    if form is None:
+        return reference.linear24(x, values, meta, bias, activation, residual)
+    rows = x.reshape(tokens, inputs)
+    added = None if residual is None else residual.reshape(tokens, out)
+    with nullcontext() if gpu.is_current(x.device) else torch.cuda.device(x.device):
+        y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
+    return y.reshape(*x.shape[:-1], out)
+
+
+def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto") -> None:
+    """Make what the forms that `linear24` may choose here read beside `values`."""
+    out, half = values.shape
+    if out == 0 or half == 0 or asked(backend) == "torch":
+        return
+    with torch.cuda.device(values.device):
+        for form in able_forms(Problem(1, out, 2 * half, values.dtype), backend, values.device).values():
+            form.weight(values, meta)
+
+
+def tune24(
+    tokens: int,
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype = torch.bfloat16,
+    activation: str | None = None,
+    *,
+    bias: bool = True,
+    residual: bool = False,
+    device: torch.device | str = "cuda",
+    backend: str = "auto",
+) -> Choice | None:
+    """Measure on a CUDA device what `linear24` of these sizes shall run by, or tell what was measured before.
+
+    Every config that can is compared with the dense product and dropped if its result is further than twice
+    as far from float64; then both are timed. The outcome is remembered, also for other processes, in a file
+    under VLPRUNE_CACHE (by default ~/.cache/vlprune) for as long as GPU and versions are the same.
+
+    Args:
+        tokens: rows of the input; numbers that differ by little share what was measured.
+        out_features: outputs.
+        in_features: inputs, a multiple of 4.
+        dtype: of everything.
+        activation: None, "gelu" or "quick_gelu".
+        bias: whether there is one.
+        residual: whether one is added.
+        device: a CUDA device.
+        backend: "auto" or one of `backends()`.
+
+    Returns:
+        backend, config, and seconds of a call beside the dense product's, or None where nothing but PyTorch
+        can run it.
+
+    Raises:
+        ValueError: no CUDA device, or a backend asked for by name that cannot do this.
+        RuntimeError: a backend asked for by name gives wrong results.
+
+    """
+    where = torch.device(device)
+    if where.type != "cuda":
+        raise ValueError(f"tune24: expected a CUDA device, got {where}")
+    if (reason := gpu.why_none(where)) is not None:
+        raise ValueError(f"tune24: {reason}")
+    if asked(backend) == "torch":
+        return None
+    problem = Problem(tokens, out_features, in_features, dtype, activation, bias, residual)
+    return choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))

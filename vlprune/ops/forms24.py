@@ -1,0 +1,20 @@
+"""The ways to compute `linear24` on CUDA tensors, by the names of their backends, best first."""
+
+from __future__ import annotations
+
+from .compiled24 import Compiled
+from .cusparselt24 import CuSparseLt
+from .few24 import Few
+from .problem24 import Form, Problem
+
+__all__ = ["FORMS", "Form", "Problem"]
+
+FORMS: dict[str, Form] = {
+    form.name: form
+    for form in (
+        Compiled("sm90", (9, 0), exactly=True),
+        Compiled("sm80", (8, 0), exactly=False),
+        Few(),
+        CuSparseLt(),
+    )
+}

@@ -1,0 +1,186 @@
+"""Times `linear24`'s forms against the dense product on this GPU, after their results have been compared.
+
+Weights and inputs rotate over more memory than the level-2 cache holds, and the device is kept busy until
+the host has queued all calls, so that a time is the device's alone. Numbers are random normal: zeros would
+cost a GPU less power, and so clock higher.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .choice24 import Choice, pick
+from .problem24 import Form, Problem
+
+__all__ = ["Operands", "error_of", "measured", "random_packed", "seconds_a_call", "trusted"]
+
+Call = Callable[[], object]
+
+# Rounds over all that is compared, and untimed ones before them.
+_ROUNDS, _WARMUP = 7, 2
+# Copies of the operands: enough to leave the level-2 cache twice over, but no more than this.
+_MOST_COPIES = 24
+# Cycles that a device waits for each queued call: some 40 microseconds of host time at 1.8 GHz.
+_CYCLES_A_CALL = 75_000
+# Tokens whose results are compared with float64, spread over all.
+_COMPARED = 512
+# The six pairs of places in a group of four, as meta has them.
+_PAIRS = (0x4, 0x8, 0xC, 0x9, 0xD, 0xE)
+
+
+class Operands:
+    """Random operands of a problem on a device, several copies, and the same weight dense.
+
+    Args:
+        problem: its sizes, dtype and epilogue.
+        device: where.
+        copies: of everything that is read; None takes twice what the level-2 cache holds.
+
+    """
+
+    def __init__(self, problem: Problem, device: torch.device, copies: int | None = None) -> None:
+        tokens, out, inputs, dtype = problem.tokens, problem.out, problem.inputs, problem.dtype
+        values, self.meta = random_packed(out, inputs, dtype, device)
+        read = values.nbytes + self.meta.nbytes + tokens * inputs * dtype.itemsize
+        if copies is None:
+            cache = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+            copies = min(_MOST_COPIES, -(-cache // read))
+        self.problem, self.copies = problem, copies
+        self.values = [values, *(values.clone() for _ in range(copies - 1))]
+        dense = reference.unpack24(values, self.meta)
+        self.dense = [dense, *(dense.clone() for _ in range(copies - 1))]
+        self.x = [torch.randn(tokens, inputs, device=device).to(dtype) for _ in range(copies)]
+        self.bias = torch.randn(out, device=device).to(dtype) if problem.bias else None
+        self.residual = torch.randn(tokens, out, device=device).to(dtype) if problem.residual else None
+
+    def dense_calls(self) -> list[Call]:
+        """The product by cuBLAS and what follows it, once a copy."""
+        return [lambda i=i: self.product(self.x[i], self.dense[i]) for i in range(self.copies)]  # type: ignore[misc]
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``act(x W^T + bias) + residual`` by PyTorch, in the dtype of x."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = reference.activate(F.linear(x, weight, bias), self.problem.activation)
+        return y if self.residual is None else y + self.residual[: len(y)].to(x.dtype)
+
+    def calls(self, form: Form, config: str, weights: Sequence[Tensor]) -> list[Call]:
+        """The product by a config of a form, once a copy."""
+        return [lambda i=i: self.run(form, config, weights[i], i) for i in range(self.copies)]  # type: ignore[misc]
+
+    def run(self, form: Form, config: str, weight: Tensor, copy: int = 0, y: Tensor | None = None) -> Tensor:
+        """One call on one copy."""
+        activation = self.problem.activation
+        x, values = self.x[copy], self.values[copy]
+        return form.run(config, x, values, weight, self.bias, self.residual, activation, y)
+
+    def weights(self, form: Form) -> list[Tensor]:
+        """A form's own copies of the weight."""
+        first = form.weight(self.values[0], self.meta)
+        return [first, *(first.clone() for _ in range(self.copies - 1))]
+
+
+def random_packed(
+    out: int, inputs: int, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """``(values, meta)`` of a random weight, scaled as a trained layer's; all pairs of places are alike."""
+    values = (torch.randn(out, inputs // 2, device=device) * (2 / inputs) ** 0.5).to(dtype)
+    pairs = torch.tensor(_PAIRS, dtype=torch.uint8, device=device)
+    groups = pairs[torch.randint(len(_PAIRS), (out, inputs // 4), device=device)]
+    if groups.shape[1] % 2:
+        groups = F.pad(groups, (0, 1))
+    return values, (groups[:, 0::2] | groups[:, 1::2] << 4).contiguous()
+
+
+def error_of(y: Tensor, right: Tensor) -> float:
+    """Largest error over the root mean square of the right result; infinite if a number is not finite."""
+    if not bool(y.isfinite().all()):
+        return float("inf")
+    rms = right.double().square().mean().sqrt().clamp_min(1e-30)
+    return float((y.double() - right.double()).abs().max() / rms)
+
+
+def trusted(operands: Operands, run: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a result is within twice the dense product's error of float64 (FlashAttention's rule).
+
+    Args:
+        operands: what goes in; their first copy is used.
+        run: gives the result; it may write to the tensor of NaN that it is given.
+
+    """
+    x, dense = operands.x[0], operands.dense[0]
+    rows, count = x.shape[0], min(_COMPARED, x.shape[0])
+    y = run(x.new_full((rows, dense.shape[0]), float("nan")))
+    if y.shape != (rows, dense.shape[0]) or not bool(y.isfinite().all()):
+        return False
+    some = torch.linspace(0, rows - 1, count, device=x.device).round().long()
+    bias, residual = operands.bias, operands.residual
+    right = F.linear(x[some].double(), dense.double(), None if bias is None else bias.double())
+    right = reference.activate(right, operands.problem.activation)
+    right = right if residual is None else right + residual[some].double()
+    peer = operands.product(x, dense)[some]
+    # Where the dense product is exact, a rounding of the dtype more is none.
+    slack = torch.finfo(x.dtype).eps
+    return error_of(y[some], right) <= 2 * error_of(peer, right) + slack
+
+
+def seconds_a_call(candidates: Mapping[str, Sequence[Call]], rounds: int = _ROUNDS) -> dict[str, float]:
+    """Median seconds that a call of each candidate takes the device; rounds go over all candidates."""
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for done in range(-_WARMUP, rounds):
+        for name, calls in candidates.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(_CYCLES_A_CALL * len(calls))  # type: ignore[no-untyped-call]
+            start.record()
+            for call in calls:
+                call()
+            end.record()
+            end.synchronize()
+            if done >= 0:
+                samples[name].append(start.elapsed_time(end) / 1e3 / len(calls))
+    return {name: statistics.median(each) for name, each in samples.items()}
+
+
+@torch.no_grad()
+def measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> Choice | None:
+    """Compare, then time, every config of these forms and the dense product; None if none can be trusted.
+
+    A config that fails or gives wrong results is left out with a warning.
+    """
+    operands = Operands(problem, device)
+    calls: dict[str, Sequence[Call]] = {"dense": operands.dense_calls()}
+    names: dict[str, tuple[str, str]] = {}
+    for form in forms:
+        weights = operands.weights(form)
+        x, values = operands.x[0], operands.values[0]
+        for config in form.candidates(problem, x, values, weights[0], operands.bias):
+            name = f"{form.name}, config {config}"
+            if _works(name, operands, form, config, weights[0]):
+                calls[name] = operands.calls(form, config, weights)
+                names[name] = (form.name, config)
+    if not names:
+        return None
+    times = seconds_a_call(calls)
+    return pick({names[name]: times[name] for name in names}, times["dense"])
+
+
+def _works(name: str, operands: Operands, form: Form, config: str, weight: Tensor) -> bool:
+    try:
+        if trusted(operands, lambda y: operands.run(form, config, weight, y=y)):
+            return True
+        reason = "its result is wrong"
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+    p = operands.problem
+    warnings.warn(
+        f"linear24: {name} is not used for {p.tokens} tokens, {p.inputs} inputs and {p.out} outputs in "
+        f"{str(p.dtype)[6:]}: {reason}",
+        stacklevel=2,
+    )
+    return False

@@ -1,0 +1,108 @@
+"""One `linear24` on a CUDA device: its sizes, and what each way to compute it has to offer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import gpu
+
+__all__ = ["ACTIVATION_CODE", "DTYPE_CODE", "Form", "Problem", "aligned", "aligned_rows", "refuse_capture"]
+
+# As csrc/codes.h numbers them.
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ACTIVATION_CODE = {None: 0, "gelu": 1, "quick_gelu": 2}
+
+# What bulk copies and vector loads want of an address, and of the distance from row to row: bytes.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the fastest way depends on, besides the device."""
+
+    tokens: int
+    out: int
+    inputs: int
+    dtype: torch.dtype
+    activation: str | None = None
+    bias: bool = False
+    residual: bool = False
+
+
+class Form(Protocol):
+    """A way to compute `linear24` on CUDA tensors; a backend has one, with several configs."""
+
+    name: str
+    dtypes: frozenset[torch.dtype]
+
+    def why_not_here(self, index: int) -> str | None:
+        """Say why device `index` cannot run it, or None."""
+
+    def why_not(self, problem: Problem) -> str | None:
+        """Say why no config takes a problem, or None."""
+
+    def able(self, problem: Problem) -> list[str]:
+        """Names of the configs that take a problem."""
+
+    def runs(self, config: str, problem: Problem) -> bool:
+        """Whether the config of this name, from a file say, is there and takes a problem."""
+
+    def candidates(
+        self, problem: Problem, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Sequence[str]:
+        """Names of the configs worth measuring; may try some on the tensors given."""
+
+    def weight(self, values: Tensor, meta: Tensor) -> Tensor:
+        """What it reads beside `values`: made at the first call, then kept as long as these stay as they are.
+
+        Raises:
+            RuntimeError: it would have to be made while a CUDA graph is captured.
+
+        """
+
+    def run(
+        self,
+        config: str,
+        x: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str | None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """[tokens, out] of x [tokens, in], in `y` if the form can write to a tensor that it is given."""
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """`tensor` if it is contiguous and starts at a multiple of 16 bytes, else a copy that is."""
+    if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def aligned_rows(x: Tensor) -> tuple[Tensor, int]:
+    """``(x, entries from row to row)`` for x [rows, columns], or for a copy where kernels could not read it.
+
+    A row is to be contiguous, rows not to overlap, and each to start at a multiple of 16 bytes.
+    """
+    rows, columns = x.shape
+    step = x.stride(0) if rows > 1 else columns
+    packed = x.stride(1) == 1 or columns == 1
+    if packed and step >= columns and step * x.itemsize % _ALIGNMENT == 0 and x.data_ptr() % _ALIGNMENT == 0:
+        return x, step
+    return x.clone(memory_format=torch.contiguous_format), columns
+
+
+def refuse_capture(form: str) -> None:
+    """Refuse to make a weight's form while a CUDA graph is captured: that waits for the device."""
+    if gpu.capturing():
+        raise RuntimeError(
+            f"linear24: the weight has no form for the {form} backend yet, and none can be made while a CUDA "
+            f"graph is captured; run the layer once before, or call vlprune.ops.prepare24(values, meta)"
+        )
