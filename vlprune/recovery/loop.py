@@ -156,7 +156,7 @@ class _Step:
             [term.float() if term.dtype.itemsize < 4 else term for term in terms.values()]
         ).sum()
         if not bool(loss.isfinite()):
-            self._refuse(number, "the loss is", float(loss), values)
+            self._refuse(number, "the loss is", float(loss.detach()), values)
         torch.autograd.backward(state.scaler.scale(loss))
         state.scaler.unscale_(state.optimizer)
         for name, zero in self.zeros.items():
