@@ -24,7 +24,7 @@ from .problem24 import Form, Problem
 
 __all__ = ["able_forms", "choice_of", "form_for"]
 
-# Tokens above which the kernels for few are not worth their compilation, if others can.
+# Tokens above which what is good for few is not worth a measurement where the kernels for many can.
 _FEW = 1024
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -55,8 +55,12 @@ def able_forms(problem: Problem, backend: str, device: torch.device) -> dict[str
     if len(forms) > 1:
         # Closed, and with algorithms that have been wrong: for where nothing else can.
         forms.pop("cusparselt", None)
-    if len(forms) > 1 and problem.tokens > _FEW:
-        forms.pop("triton", None)
+    if problem.tokens > _FEW:
+        best, *others = forms or ("",)
+        if best == "sm90":
+            return {best: forms[best]}
+        if others:
+            forms.pop("triton", None)
     return forms
 
 

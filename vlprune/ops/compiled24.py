@@ -6,7 +6,6 @@ Values are read as they are stored; of meta the kernels want another order, whic
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -20,8 +19,8 @@ from .seen import Kept
 
 __all__ = ["Compiled"]
 
-# Workspaces kept at a time: more kinds of layers and streams than a model runs at once.
-_WORKSPACES = 32
+# Bytes in which locks lie: at the start of a workspace for sm80, at its end (of 128 less 1 at most) for sm90.
+_LOCKS = 4096 + 128
 
 
 class Compiled:
@@ -40,7 +39,7 @@ class Compiled:
         self.name = name
         self._wanted, self._exactly = wanted, exactly
         self._weights: Kept[Tensor] = Kept()
-        self._workspaces: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self._workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
     def why_not_here(self, index: int) -> str | None:
         """Say why device `index` cannot run it, or None."""
@@ -111,11 +110,12 @@ class Compiled:
         y = x.new_empty(tokens, out) if y is None else y
         stream = gpu.stream_of(index)
         size = self._function("workspace")(number, tokens, out, inputs, dtype)
-        workspace = self._workspace(size, x.device, stream, (number, tokens, out, inputs)) if size else None
+        workspace = self._workspace(size, x.device, stream) if size else None
         code = self._function("run")(
             number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
             _address(residual), ldr, y.data_ptr(), y.stride(0), tokens, out, inputs, dtype,
-            ACTIVATION_CODE[activation], _address(workspace), size, gpu.multiprocessors(index), stream,
+            ACTIVATION_CODE[activation], _address(workspace), 0 if workspace is None else len(workspace),
+            gpu.multiprocessors(index), stream,
         )  # fmt: skip
         if code:
             raise RuntimeError(
@@ -147,19 +147,18 @@ class Compiled:
         gpu.wait(meta.device)
         return there
 
-    def _workspace(self, size: int, device: torch.device, stream: int, kind: tuple[int, ...]) -> Tensor:
-        """Zeros, which a kernel leaves fit for its next launch of the same kind on the same stream."""
+    def _workspace(self, size: int, device: torch.device, stream: int) -> Tensor:
+        """At least `size` bytes in which nothing is locked; a kernel leaves them so for its stream's next."""
         if gpu.capturing():
             # Of its own: two graphs may run at once, and the memory of a graph dies with it.
-            return torch.zeros(size, dtype=torch.uint8, device=device)
-        key = (device.index, stream, kind)
-        found = self._workspaces.get(key)
-        if found is None:
+            memory = torch.empty(max(size, 2 * _LOCKS), dtype=torch.uint8, device=device)
+            memory.as_strided((2, _LOCKS), (len(memory) - _LOCKS, 1)).zero_()
+            return memory
+        found = self._workspaces.get((device, stream))
+        if found is None or len(found) < size:
             found = gpu.lasting(lambda: torch.zeros(size, dtype=torch.uint8, device=device), device)
-            self._workspaces[key] = found
-            if len(self._workspaces) > _WORKSPACES:
-                # Made on its stream, so that what is launched there goes before any other use of the memory.
-                self._workspaces.popitem(last=False)
+            # One that is too small goes: what was launched with it comes before any other use of its memory.
+            self._workspaces[device, stream] = found
         return found
 
 

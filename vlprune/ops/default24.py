@@ -37,8 +37,8 @@ def default(problem: Problem, able: Mapping[str, Mapping[str, Any]], processors:
 def steps(problem: Problem, tile: Mapping[str, Any], processors: int) -> float:
     """Work that the busiest multiprocessor does with such tiles: results times inputs summed."""
     tiles = -(-problem.out // tile["out"]) * -(-problem.tokens // tile["tokens"])
-    # A kernel that splits as it likes leaves nobody idle.
-    parts = tile["split"] or max(1, processors // tiles)
+    # A kernel that splits as it likes leaves nobody idle, but shares out no less than two steps.
+    parts = tile["split"] or max(1, min(processors // tiles, problem.inputs // (2 * tile["in"])))
     rounds = -(-tiles * parts // processors)
     inputs = problem.inputs / parts + _ENDS * tile["in"]
     return float(rounds * inputs * tile["out"] * tile["tokens"])

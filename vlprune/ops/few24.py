@@ -38,7 +38,7 @@ class Few:
         return None
 
     def able(self, problem: Problem) -> list[str]:
-        """The config that the kernels' own count prefers, then those beside it in their split."""
+        """The config that the kernels' own count prefers, then the one nearest to it in its split."""
         return [_named(config) for config in _near(problem, gpu.multiprocessors(gpu.index_of(None)))]
 
     def runs(self, config: str, problem: Problem) -> bool:
@@ -48,7 +48,7 @@ class Few:
     def candidates(
         self, problem: Problem, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Sequence[str]:
-        """A few: each is compiled before it can be measured, which takes seconds."""
+        """Two: each is compiled before it can be measured, which takes seconds."""
         return self.able(problem)
 
     def weight(self, values: Tensor, meta: Tensor) -> Tensor:
@@ -94,4 +94,4 @@ def _near(problem: Problem, processors: int) -> list[Any]:
         for config in _kernels().configs(*sizes)
         if config._replace(split=first.split) == first and config != first
     ]
-    return [first, *sorted(same, key=lambda config: abs(config.split - first.split))[:2]]
+    return [first, *sorted(same, key=lambda config: abs(config.split - first.split))[:1]]

@@ -7,14 +7,18 @@ from .cusparselt24 import CuSparseLt
 from .few24 import Few
 from .problem24 import Form, Problem
 
-__all__ = ["FORMS", "Form", "Problem"]
+__all__ = ["FORMS", "Form", "Problem", "all_forms"]
 
-FORMS: dict[str, Form] = {
-    form.name: form
-    for form in (
+
+def all_forms() -> dict[str, Form]:
+    """Each anew, with nothing kept yet."""
+    forms: tuple[Form, ...] = (
         Compiled("sm90", (9, 0), exactly=True),
         Compiled("sm80", (8, 0), exactly=False),
         Few(),
         CuSparseLt(),
     )
-}
+    return {form.name: form for form in forms}
+
+
+FORMS = all_forms()

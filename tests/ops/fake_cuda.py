@@ -1,0 +1,135 @@
+"""A stand-in for `vlprune._C_cuda` and for a GPU, so that the way down to the addresses runs on CPU tensors.
+
+The functions take what the compiled ones take, read the operands from the addresses, and multiply in float32.
+Each address must belong to memory that the test knows of, which catches one that is off.
+"""
+
+import contextlib
+import ctypes
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+
+from vlprune.ops import backend, chooser24, cuda24, extensions, forms24, gpu, measure24, reference
+
+DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16}
+ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}
+RUN = (
+    "config", "x", "ldx", "values", "meta", "bias", "residual", "ldr", "y", "ldy", "tokens", "out", "in_",
+    "dtype", "activation", "workspace", "workspace_bytes", "sms", "stream",
+)  # fmt: skip
+LOCKS = 4096
+OPERANDS = measure24.Operands
+
+
+def at(address, dtype, rows, columns, step):
+    """View of memory as [rows, columns]."""
+    assert address % 16 == 0
+    count = (rows - 1) * step + columns
+    buffer = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(buffer, dtype=dtype).as_strided((rows, columns), (step, 1))
+
+
+@dataclass
+class Kernels:
+    """One architecture: three configs, of which the last splits and so wants a workspace."""
+
+    name: str
+    calls: list = field(default_factory=list)
+    wrong: set = field(default_factory=set)  # configs that compute something else
+    failing: set = field(default_factory=set)  # configs that return an error
+    reordered: list = field(default_factory=list)
+
+    def configs(self):
+        shapes = (("128x128", 128, 128, 1), ("64x32", 64, 32, 1), ("64x32 split", 64, 32, 0))
+        return [
+            {"name": name, "out": out, "tokens": tokens, "in": 64, "stages": 4, "split": split}
+            for name, out, tokens, split in shapes
+        ]
+
+    def workspace(self, config, tokens, out, in_, dtype):
+        return 2 * LOCKS + 4 * tokens * out if config == 2 else 0
+
+    def why_not(self, config, tokens, out, in_, dtype, activation, residual):
+        assert dtype in DTYPES
+        assert activation in ACTIVATIONS
+        assert isinstance(residual, bool)
+        if in_ % 16:
+            return f"{self.name} needs in_features divisible by 16"
+        return "too many tokens for this tile" if config == 1 and tokens > 4096 else None
+
+    def run(self, *arguments):
+        call = SimpleNamespace(**dict(zip(RUN, arguments, strict=True)))
+        self.calls.append(call)
+        if call.config in self.failing:
+            return 700
+        dtype = DTYPES[call.dtype]
+        needed = self.workspace(call.config, call.tokens, call.out, call.in_, call.dtype)
+        assert call.workspace_bytes >= needed
+        assert (call.workspace != 0) == (needed > 0)
+        if needed:
+            memory = at(call.workspace, torch.uint8, 1, call.workspace_bytes, 0)[0]
+            assert not memory[:LOCKS].any()
+            assert not memory[-LOCKS:].any()
+            memory[LOCKS:-LOCKS] = 255
+        x = at(call.x, dtype, call.tokens, call.in_, call.ldx)
+        values = at(call.values, dtype, call.out, call.in_ // 2, call.in_ // 2)
+        columns = -(-call.in_ // 8)
+        meta = at(call.meta, torch.uint8, 1, call.out * columns, 0)[0].flip(0).view(call.out, columns)
+        bias = at(call.bias, dtype, 1, call.out, 0)[0].float() if call.bias else None
+        activation = ACTIVATIONS[call.activation]
+        y = reference.linear24(x.float(), values.float(), meta, bias, activation)
+        if call.residual:
+            y = y + at(call.residual, dtype, call.tokens, call.out, call.ldr)
+        if call.config in self.wrong:
+            y = y + 1
+        at(call.y, dtype, call.tokens, call.out, call.ldy).copy_(y)
+        return 0
+
+    # Of vlprune._C: the order pretended is the bytes backwards.
+    def meta_bytes(self, out, in_):
+        return out * -(-in_ // 8) + 16
+
+    def reorder_meta(self, meta, out, in_, to):
+        columns = -(-in_ // 8)
+        there = at(to, torch.uint8, 1, out * columns, 0)[0]
+        there.copy_(at(meta, torch.uint8, 1, out * columns, 0)[0].flip(0))
+        self.reordered.append((out, in_))
+
+
+def module_of(kernels, what):
+    functions = {f"{each.name}_{name}": getattr(each, name) for each in kernels for name in what}
+    return SimpleNamespace(**functions)
+
+
+def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
+    """As if a GPU with compiled kernels were here, and the operator's CPU tensors on it; the kernels."""
+    kernels = [Kernels("sm90"), Kernels("sm80")] if kernels is None else kernels
+    cuda = module_of(kernels, ("configs", "workspace", "why_not", "run"))
+    cuda.error_name = lambda code: f"error {code}"
+    cuda.__file__ = __file__
+    native = module_of(kernels, ("meta_bytes", "reorder_meta"))
+    monkeypatch.setattr(extensions, "cuda_extension", lambda: (cuda, None))
+    monkeypatch.setattr(extensions, "extension", lambda: native)
+    monkeypatch.setattr(extensions, "MISSING", None)
+    monkeypatch.setattr(backend, "_why_not_cuda", lambda name, device: None)
+    monkeypatch.setattr(backend, "_triton_installed", lambda: False)
+    monkeypatch.setattr(backend, "_override", lambda: "auto")
+    monkeypatch.setattr(gpu, "index_of", lambda device: 0)
+    monkeypatch.setattr(gpu, "is_current", lambda device: True)
+    monkeypatch.setattr(gpu, "capability", lambda index: capability)
+    monkeypatch.setattr(gpu, "capturing", lambda: False)
+    monkeypatch.setattr(gpu, "stream_of", lambda index: 77)
+    monkeypatch.setattr(gpu, "multiprocessors", lambda index: 132)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Pretended GPU")
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
+    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path))
+    for name, form in forms24.all_forms().items():
+        monkeypatch.setitem(forms24.FORMS, name, form)
+    monkeypatch.setattr(cuda24, "_chosen", {})
+    chooser24._memory.cache_clear()
+    here = torch.device("cpu")
+    monkeypatch.setattr(measure24, "Operands", lambda problem, device: OPERANDS(problem, here, copies=2))
+    return {each.name: each for each in kernels}
