@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Configure and build the CMake project, leaving vlprune/_C where setuptools expects it."""
+    """Configure and build the CMake project, leaving vlprune/_C and _C_cuda where setuptools expects them."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build every module of CMakeLists.txt; they all land beside `ext`."""
@@ -31,11 +31,21 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DVLPRUNE_CUDA={cuda()}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         jobs = [] if self.parallel is None else ["-j", str(self.parallel)]
         subprocess.run(["cmake", "--build", str(build), *jobs], check=True)
+
+
+def cuda() -> str:
+    """Whether to build vlprune/_C_cuda, as csrc/cuda/toolkit.cmake names it."""
+    asked = os.environ.get("VLPRUNE_CUDA", "")
+    names = {"": "AUTO", "0": "OFF", "1": "ON"}
+    if asked not in names:
+        raise ValueError(f"VLPRUNE_CUDA: expected 0, 1 or nothing, got {asked!r}")
+    return names[asked]
 
 
 def version() -> str:

@@ -2,8 +2,11 @@
 // Nothing is checked here: vlprune.ops validates once, before it asks for the addresses.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
+#include "cuda/linear24_meta.h"
 
 namespace py = pybind11;
 using namespace vlprune;
@@ -24,6 +27,18 @@ T* at(Address address) {
 }
 DType dtype_of(int code) { return static_cast<DType>(code); }
 Isa isa_of(int code) { return static_cast<Isa>(code); }
+
+// The order of a packed weight's indices that a GPU architecture wants; made on the host.
+void bind_meta(py::module_& m, const std::string& prefix, int64_t (*bytes)(int64_t, int64_t),
+               void (*reorder)(const uint8_t*, int64_t, int64_t, uint8_t*)) {
+    m.def((prefix + "_meta_bytes").c_str(), bytes, py::arg("out"), py::arg("in_"));
+    m.def(
+        (prefix + "_reorder_meta").c_str(),
+        [reorder](Address meta, int64_t out, int64_t in, Address to) {
+            reorder(at<uint8_t>(meta), out, in, at<uint8_t>(to));
+        },
+        py::arg("meta"), py::arg("out"), py::arg("in_"), py::arg("to"), py::call_guard<py::gil_scoped_release>());
+}
 
 }  // namespace
 
@@ -111,4 +126,10 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         py::arg("x"), py::arg("ldx"), py::arg("prepared"), py::arg("bias"), py::arg("dtype"), py::arg("tokens"),
         py::arg("out"), py::arg("in_"), py::arg("activation"), py::arg("y"), py::arg("threads"), py::arg("isa"),
         nogil());
+
+#ifdef VLPRUNE_WHY_NO_CUDA
+    m.attr("why_no_cuda") = VLPRUNE_WHY_NO_CUDA;
+#endif
+    bind_meta(m, "sm90", sm90_meta_bytes, sm90_reorder_meta);
+    bind_meta(m, "sm80", sm80_meta_bytes, sm80_reorder_meta);
 }

@@ -72,7 +72,7 @@ void bind(py::module_& m, const Architecture& a) {
         [a](int config, Address x, int64_t ldx, Address values, Address meta, Address bias, Address residual,
             int64_t ldr, Address y, int64_t ldy, int64_t tokens, int64_t out, int64_t in, int dtype,
             int activation, Address workspace, size_t workspace_bytes, int sms, Address stream) {
-            return a.run(config, {at(x), ldx, at(values), at(meta), at(bias), at(residual), ldr,
+            return a.run(config, {at(x), ldx, at(values), at(meta), at(bias), at(residual), residual ? ldr : 0,
                                   reinterpret_cast<void*>(y), ldy, tokens, out, in, static_cast<DType>(dtype),
                                   static_cast<Activation>(activation), reinterpret_cast<void*>(workspace),
                                   workspace_bytes, sms, reinterpret_cast<cudaStream_t>(stream)});
@@ -96,7 +96,5 @@ PYBIND11_MODULE(_C_cuda, m) {
         },
         py::arg("code"));
     bind(m, {"sm90", sm90_configs, sm90_config, sm90_workspace, sm90_why_not, sm90_run});
-#ifdef VLPRUNE_HAVE_SM80
     bind(m, {"sm80", sm80_configs, sm80_config, sm80_workspace, sm80_why_not, sm80_run});
-#endif
 }

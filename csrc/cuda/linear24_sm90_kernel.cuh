@@ -1,0 +1,74 @@
+// The kernel of one config and dtype: CUTLASS's collectives for Hopper, put together.
+//
+// wgmma.sp takes the sparse matrix on the left, so the product is y^T = W x^T: CUTLASS's M is `out`, its N the
+// tokens, its K `in`. Seen so, x and y as torch stores them are column-major, and nothing is transposed.
+#pragma once
+#include "cuda/linear24_sm90_epilogue.cuh"
+#include "cuda/linear24_sm90_split.cuh"
+#include "cutlass/epilogue/collective/collective_builder.hpp"
+// The parts of collective_builder.hpp and gemm_universal.hpp for this architecture: reading those of all the
+// others takes half the time of compiling an instance.
+#include "cutlass/gemm/collective/collective_mma_decl.hpp"
+#include "cutlass/gemm/collective/sm90_sparse_mma_tma_gmma_ss_warpspecialized.hpp"
+#include "cutlass/gemm/collective/collective_builder_decl.hpp"
+#include "cutlass/gemm/collective/builders/sm90_sparse_gmma_builder.inl"
+#include "cutlass/gemm/kernel/gemm_universal_decl.h"
+#include "cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_cooperative.hpp"
+#include "cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_pingpong.hpp"
+
+namespace vlprune::sm90 {
+
+// 128 inputs in every tile: a narrower one would want the metadata in another order (linear24_sm90_meta.cpp).
+constexpr int tile_in = 128;
+// Elements in the 16 bytes that the copy engine asks of addresses and strides.
+constexpr int alignment = 8;
+
+template <int Out, int Tokens, int ClusterOut = 1, int ClusterTokens = 1>
+struct Shape {
+    using Tile = cute::Shape<cute::Int<Out>, cute::Int<Tokens>, cute::Int<tile_in>>;
+    using Cluster = cute::Shape<cute::Int<ClusterOut>, cute::Int<ClusterTokens>, cute::_1>;
+};
+
+// Two groups of warps share each tile.
+struct Cooperative {
+    using MainLoop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+    using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+    using Scheduler = cutlass::gemm::PersistentScheduler;
+};
+
+// The same, and `in` is split where there are few tiles.
+struct CooperativeSplit : Cooperative {
+    using Scheduler = Split;
+};
+
+// Each of two groups of warps has its own tile: one stores while the other multiplies.
+struct PingPong {
+    using MainLoop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+    using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+    using Scheduler = cutlass::gemm::PersistentScheduler;
+};
+
+template <class Element, class Shape, class Schedule>
+struct Linear24 {
+    using Tile = typename Shape::Tile;
+    using Cluster = typename Shape::Cluster;
+
+    using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+        cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
+        cutlass::epilogue::collective::EpilogueTileAuto, float, float, Element, cutlass::layout::ColumnMajor,
+        alignment, Element, cutlass::layout::ColumnMajor, alignment, typename Schedule::Epilogue,
+        Epilogue<Element, Tile>>::CollectiveOp;
+
+    // Of the weight the builder counts both, the kept and the dropped: 16 bytes are 16 inputs.
+    using CollectiveMainLoop = typename cutlass::gemm::collective::CollectiveBuilder<
+        cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, cutlass::layout::RowMajor,
+        2 * alignment, Element, cutlass::layout::ColumnMajor, alignment, float, Tile, Cluster,
+        cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+            sizeof(typename CollectiveEpilogue::SharedStorage))>,
+        typename Schedule::MainLoop>::CollectiveOp;
+
+    using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainLoop,
+                                                        CollectiveEpilogue, typename Schedule::Scheduler>;
+};
+
+}  // namespace vlprune::sm90

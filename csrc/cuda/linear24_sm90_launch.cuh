@@ -1,0 +1,200 @@
+// Launching a kernel: its parameters are made once for each shape, after that only addresses change.
+//
+// Making them encodes five tensor maps through the driver and works out the schedule. A call with a shape
+// seen before copies the result, puts the addresses of this call in, and launches.
+#pragma once
+#include <cuda_runtime.h>
+#include <cudaTypedefs.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "cuda/linear24.h"
+#include "cuda/linear24_sm90_kernel.cuh"
+
+namespace vlprune::sm90 {
+
+// Sizes and strides: all that the parameters depend on but addresses, activation and residual.
+using Key = std::array<int64_t, 7>;
+constexpr size_t max_shapes = 4096;  // then it starts anew: lengths of texts may vary for ever
+
+// Locks lie at the end of the workspace, in the same place for every shape; sums before them.
+constexpr size_t lock_bytes = 4096;
+constexpr int most_sms = 152;
+
+template <class Kernel>
+constexpr bool splits_in = std::is_same_v<typename Kernel::TileSchedulerTag, Split>;
+
+inline int64_t divided_up(int64_t size, int64_t by) { return (size + by - 1) / by; }
+
+template <class Kernel>
+int64_t tiles(const Linear24Call& call) {
+    using Tile = typename Kernel::TileShape;
+    return divided_up(call.out, cute::size<0>(Tile{})) * divided_up(call.tokens, cute::size<1>(Tile{}));
+}
+
+// Parts of `in`: as many as fill the machine, with two tiles or more in each.
+template <class Kernel>
+int splits(const Linear24Call& call) {
+    if (!splits_in<Kernel>) return 1;
+    const int64_t fill = (call.sms > 0 && call.sms < most_sms ? call.sms : most_sms) / tiles<Kernel>(call);
+    const int64_t most = divided_up(call.in, tile_in) / 2;
+    return static_cast<int>(std::max<int64_t>(1, std::min(fill, most)));
+}
+
+template <class Kernel>
+size_t sum_bytes(const Linear24Call& call) {
+    using Tile = typename Kernel::TileShape;
+    return tiles<Kernel>(call) * cute::size<0>(Tile{}) * cute::size<1>(Tile{}) * sizeof(float);
+}
+
+template <class Kernel>
+size_t workspace(const Linear24Call& call) {
+    return splits<Kernel>(call) > 1 ? sum_bytes<Kernel>(call) + lock_bytes : 0;
+}
+
+template <class Kernel>
+typename Kernel::Params make_params(const Linear24Call& call) {
+    using MainLoop = typename Kernel::CollectiveMainloop;
+    using Element = typename Kernel::ElementB;
+    const int out = static_cast<int>(call.out), tokens = static_cast<int>(call.tokens);
+    const int in = static_cast<int>(call.in);
+    const auto shape = cute::make_shape(out, tokens, in, 1);
+    // A residual that is not there is never read, but its tensor map is made all the same.
+    const int64_t ldr = call.residual ? call.ldr : call.ldy;
+    const void* residual = call.residual ? call.residual : call.y;
+
+    typename Kernel::Arguments arguments{};
+    arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+    arguments.problem_shape = shape;
+    arguments.mainloop = {static_cast<const Element*>(call.values),
+                          MainLoop::SparseConfig::fill_layoutA(shape),
+                          static_cast<const Element*>(call.x),
+                          cute::make_stride(call.ldx, cute::_1{}, int64_t{0}),
+                          static_cast<const typename MainLoop::ElementE*>(call.meta),
+                          MainLoop::SparseConfig::fill_layoutE(shape)};
+    arguments.epilogue.ptr_C = static_cast<const Element*>(residual);
+    arguments.epilogue.dC = cute::make_stride(cute::_1{}, ldr, int64_t{0});
+    arguments.epilogue.ptr_D = static_cast<Element*>(call.y);
+    arguments.epilogue.dD = cute::make_stride(cute::_1{}, call.ldy, int64_t{0});
+    arguments.hw_info.sm_count = call.sms;
+    if constexpr (splits_in<Kernel>) {
+        using Mode = typename Kernel::TileScheduler::DecompositionMode;
+        arguments.scheduler.splits = splits<Kernel>(call);
+        arguments.scheduler.decomposition_mode =
+            arguments.scheduler.splits > 1 ? Mode::SplitK : Mode::DataParallel;
+    }
+    return Kernel::to_underlying_arguments(arguments, nullptr);
+}
+
+using ReplaceAddress = PFN_cuTensorMapReplaceAddress_v12000;
+
+inline ReplaceAddress replace_address() {
+    static const ReplaceAddress found = [] {
+        void* entry = nullptr;
+        cudaDriverEntryPointQueryResult result{};
+        cudaGetDriverEntryPointByVersion("cuTensorMapReplaceAddress", &entry, 12000, cudaEnableDefault, &result);
+        return reinterpret_cast<ReplaceAddress>(result == cudaDriverEntryPointSuccess ? entry : nullptr);
+    }();
+    return found;
+}
+
+// Puts this call's addresses into the parameters of its shape; false where the driver refuses one.
+template <class Kernel>
+bool point_to(const Linear24Call& call, typename Kernel::Params& params) {
+    const ReplaceAddress replace = replace_address();
+    const auto points = [&](auto& copy, const void* address) {
+        return replace(&copy.tma_desc_, const_cast<void*>(address)) == CUDA_SUCCESS;
+    };
+    auto& [activated, residual, add] = params.epilogue.thread;
+    activated.op_0.op_1.ptr_col = static_cast<const typename Kernel::ElementB*>(call.bias);
+    activated.op_1 = {call.activation != Activation::none, gate_of(call.activation)};
+    residual.present = call.residual != nullptr;
+    if constexpr (splits_in<Kernel>) {
+        char* const locks = static_cast<char*>(call.workspace) + call.workspace_bytes / 128 * 128 - lock_bytes;
+        params.scheduler.reduction_workspace_ = locks - sum_bytes<Kernel>(call);
+    }
+    return replace != nullptr && points(params.mainloop.tma_load_a, call.values) &&
+           points(params.mainloop.tma_load_e, call.meta) && points(params.mainloop.tma_load_b, call.x) &&
+           points(params.epilogue.tma_load_c, call.residual ? call.residual : call.y) &&
+           points(params.epilogue.tma_store_d, call.y);
+}
+
+// CUTLASS prints what the driver refused to encode and goes on with a map of zeros.
+template <class... Copies>
+bool encoded(const Copies&... copies) {
+    const CUtensorMap zeros{};
+    return (... && (std::memcmp(copies.get_tma_descriptor(), &zeros, sizeof zeros) != 0));
+}
+
+template <class Kernel>
+bool params_for(const Linear24Call& call, typename Kernel::Params& params) {
+    static std::mutex mutex;
+    static std::map<Key, typename Kernel::Params> made;
+    const Key key{call.tokens, call.out, call.in, call.ldx, call.residual ? call.ldr : call.ldy, call.ldy, call.sms};
+    const std::lock_guard<std::mutex> guard(mutex);
+    if (const auto found = made.find(key); found != made.end()) {
+        params = found->second;
+        return true;
+    }
+    params = make_params<Kernel>(call);
+    const auto& [main_loop, epilogue] = std::tie(params.mainloop, params.epilogue);
+    if (!encoded(main_loop.tma_load_a, main_loop.tma_load_e, main_loop.tma_load_b, epilogue.tma_load_c,
+                 epilogue.tma_store_d)) {
+        return false;
+    }
+    if (made.size() == max_shapes) made.clear();
+    made.emplace(key, params);
+    return true;
+}
+
+// More shared memory than a kernel may have unasked; asked for once a device.
+template <class Kernel>
+cudaError_t allow_shared_memory() {
+    static std::atomic<uint64_t> allowed{0};
+    int device = 0;
+    if (const cudaError_t error = cudaGetDevice(&device)) return error;
+    const uint64_t bit = uint64_t{1} << (device % 64);
+    if (allowed.load(std::memory_order_acquire) & bit) return cudaSuccess;
+    const cudaError_t error = cudaFuncSetAttribute(
+        cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
+    if (error == cudaSuccess) allowed.fetch_or(bit, std::memory_order_release);
+    return error;
+}
+
+inline bool aligned(const Linear24Call& call) {
+    const auto bits = reinterpret_cast<uintptr_t>(call.x) | reinterpret_cast<uintptr_t>(call.values) |
+                      reinterpret_cast<uintptr_t>(call.meta) | reinterpret_cast<uintptr_t>(call.residual) |
+                      reinterpret_cast<uintptr_t>(call.y);
+    return bits % 16 == 0;
+}
+
+template <class Kernel>
+int run(const Linear24Call& call) {
+    if (!aligned(call)) return cudaErrorMisalignedAddress;
+    if (call.workspace_bytes < workspace<Kernel>(call)) return cudaErrorInvalidValue;
+    if (const cudaError_t error = allow_shared_memory<Kernel>()) return error;
+    typename Kernel::Params params;
+    if (!params_for<Kernel>(call, params) || !point_to<Kernel>(call, params)) return cudaErrorInvalidValue;
+
+    using Cluster = typename Kernel::ClusterShape;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {cute::size<0>(Cluster{}), cute::size<1>(Cluster{}), 1};
+    cudaLaunchConfig_t launch{};
+    launch.gridDim = Kernel::get_grid_shape(params);
+    launch.blockDim = Kernel::get_block_shape();
+    launch.dynamicSmemBytes = Kernel::SharedStorageSize;
+    launch.stream = call.stream;
+    launch.attrs = &cluster;
+    launch.numAttrs = 1;
+    void* arguments[] = {&params};
+    return cudaLaunchKernelExC(&launch, reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>), arguments);
+}
+
+}  // namespace vlprune::sm90
