@@ -9,9 +9,10 @@ from conftest import tiny_clip
 from torch import nn
 
 import vlprune
-from vlprune import MagnitudeConfig, measure
+from vlprune import MagnitudeConfig, measure, sparsify
 from vlprune.measure import Timing
 from vlprune.nn import Linear24
+from vlprune.ops.choice24 import Choice
 
 
 def outputs(model, batches):
@@ -292,3 +293,46 @@ def test_deepcopy_and_state_dict(clip, batches):
         layer.values.data.zero_()
     clip.load_state_dict(twin.state_dict())
     assert_same(outputs(clip, batches), before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "dense", "faster"), [(1.0, 2.0, True), (1.0, 1.01, False), (2.0, 1.0, False)]
+)
+def test_on_a_gpu_the_layers_are_tuned(monkeypatch, seconds, dense, faster):
+    asked = []
+
+    def tune24(*args, **kwargs):
+        asked.append((args, kwargs))
+        return Choice("sm90", "128x256", seconds, dense)
+
+    monkeypatch.setattr(vlprune.ops, "tune24", tune24)
+    linear = nn.Linear(8, 12)
+    linear.weight.data *= torch.tensor([1, 0, 0, 1]).repeat(12, 2)
+    packed, x = Linear24.from_linear(linear, "gelu"), torch.randn(2, 5, 8)
+    verdict = sparsify._on_device(packed, x, lambda: F.gelu(linear(x)), "layer")
+    assert verdict == sparsify._Verdict(dense, seconds, faster, verdict.reason, "sm90 128x256")
+    assert verdict.reason == ("faster" if faster else "not faster than dense here")
+    sizes = (10, 12, 8, torch.float32, "gelu")
+    assert asked == [(sizes, {"bias": True, "device": x.device, "backend": "auto"})]
+    with pytest.raises(ValueError, match="layer: largest error"):
+        sparsify._on_device(packed, x, lambda: linear(x), "layer")
+    monkeypatch.setattr(vlprune.ops, "tune24", lambda *_, **__: None)
+    verdict = sparsify._on_device(packed, x, lambda: linear(x), "layer")
+    assert (verdict.faster, verdict.reason) == (False, "no kernel here takes it")
+
+
+def test_moving_and_loading_a_layer_prepares_it_on_a_gpu(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(vlprune.ops, "prepare24", lambda *args: prepared.append(args))
+    monkeypatch.setattr(nn.Parameter, "is_cuda", property(lambda self: True), raising=False)
+    layer = Linear24(8, 12, backend="sm90")
+    for change in (lambda: layer.bfloat16(), lambda: layer.load_state_dict(layer.state_dict())):
+        prepared.clear()
+        change()
+        assert prepared == [(layer.values, layer.meta, "sm90")]
+
+
+def test_a_fake_layer_is_not_prepared():
+    with torch._subclasses.FakeTensorMode():
+        layer = Linear24(8, 12, device="cuda", dtype=torch.bfloat16).half()
+        assert layer(torch.empty(3, 8, device="cuda", dtype=torch.float16)).shape == (3, 12)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from . import measure, models, ops
 from .example import example_inputs
 from .fusion import FusedActivation, find_activation
-from .measure import Timing
 from .models.running import evaluating
 from .nn import Linear24
+from .ops.choice24 import MARGIN
 from .patterns import Pattern
 
 __all__ = ["LayerChoice", "SparsifyReport", "sparsify_"]
@@ -24,8 +24,6 @@ FilterFn = Callable[[nn.Module, str], bool]
 
 _PATTERN = Pattern.parse("2:4")
 
-# A packed layer must beat the dense one by more than what the clock cannot tell apart: dense wins ties.
-_MARGIN = 1.03
 # Rounds of each pair: at least nine, and for short calls as many as fill this time.
 _ROUNDS = 9
 _MIN_SECONDS = 0.15
@@ -47,6 +45,7 @@ class LayerChoice:
     sparse: float | None
     packed: bool
     reason: str
+    kernel: str | None = None  # the fastest on a GPU: backend and config
 
     @property
     def speedup(self) -> float | None:
@@ -90,7 +89,8 @@ def sparsify_(
     """Replace 2:4 linear layers by `vlprune.nn.Linear24`, in place; outputs stay equal to dtype tolerance.
 
     Every layer is timed against its dense form, interleaved, on inputs of the shape that `example` gives
-    it, and stays dense unless it is faster. An activation that directly follows a layer (GELU, QuickGELU)
+    it, and stays dense unless it is faster; on a GPU once a kind of layer, by `vlprune.ops.tune24`, which
+    remembers what it measured. An activation that directly follows a layer (GELU, QuickGELU)
     moves into its epilogue. If anything fails, the model is as it was before.
 
     Args:
@@ -118,7 +118,7 @@ def sparsify_(
         }
         layers = {name: layer for name, layer in layers.items() if _PATTERN.holds(layer.weight.detach())}
         shapes = _input_shapes(model, layers, example) if only_if_faster and layers else {}
-        timed: dict[tuple[Any, ...], tuple[Timing, Timing]] = {}
+        timed: dict[tuple[Any, ...], _Verdict] = {}
         choices = tuple(
             _choose(swaps, name, layer, backend, only_if_faster, shapes, timed)
             for name, layer in layers.items()
@@ -156,47 +156,65 @@ def _choose(
     backend: str,
     only_if_faster: bool,
     shapes: dict[str, torch.Size],
-    timed: dict[tuple[Any, ...], tuple[Timing, Timing]],
+    timed: dict[tuple[Any, ...], _Verdict],
 ) -> LayerChoice:
     fused = find_activation(swaps.model, name)
     activation = fused.kind if fused else None
     fields = (layer.in_features, layer.out_features, activation)
     weight = layer.weight
     if backend != "auto" and (
-        refusal := ops.why_not(backend, "linear24", dtype=weight.dtype, device=weight.device)
-    ):
+        refusal := ops.why_not(
+            backend, "linear24", dtype=weight.dtype, device=weight.device,
+            in_features=layer.in_features, out_features=layer.out_features, tokens=1,
+        )
+    ):  # fmt: skip
         return LayerChoice(name, 0, *fields, None, None, False, refusal)
     if only_if_faster and name not in shapes:
         return LayerChoice(name, 0, *fields, None, None, False, "the example does not reach it")
     packed = Linear24.from_linear(layer, activation, backend)
-    tokens, dense, sparse, faster, reason = 0, None, None, True, "asked for without measuring"
+    tokens, verdict = 0, _Verdict(None, None, True, "asked for without measuring")
     if only_if_faster:
         shape = shapes[name]
         key = (shape, *fields, layer.bias is not None, weight.dtype)
         if key not in timed:
-            timed[key] = _time(layer, packed, fused, shape, name)
-        before, after = timed[key]
-        tokens, dense, sparse = shape[:-1].numel(), before.median, after.median
-        # by the medians and by the undisturbed calls: one alone may be chance on a busy machine
-        faster = dense > sparse * _MARGIN and before.p20 > after.p20 * _MARGIN
-        reason = "faster" if faster else "not faster than dense here"
-    if faster:
+            timed[key] = _measured(layer, packed, fused, shape, name)
+        tokens, verdict = shape[:-1].numel(), timed[key]
+    if verdict.faster:
         swaps.replace(name, packed)
         if fused:
             swaps.replace(f"{name.rpartition('.')[0]}.{fused.attribute}", nn.Identity())
-    return LayerChoice(name, tokens, *fields, dense, sparse, faster, reason)
+    times = (verdict.dense, verdict.sparse)
+    return LayerChoice(name, tokens, *fields, *times, verdict.faster, verdict.reason, verdict.kernel)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Seconds of the dense and of the packed layer, and what follows from them."""
+
+    dense: float | None
+    sparse: float | None
+    faster: bool
+    reason: str
+    kernel: str | None = None
+
+
+def _reason(faster: bool) -> str:
+    return "faster" if faster else "not faster than dense here"
 
 
 @torch.no_grad()
-def _time(
+def _measured(
     layer: nn.Linear, packed: Linear24, fused: FusedActivation | None, shape: torch.Size, name: str
-) -> tuple[Timing, Timing]:
+) -> _Verdict:
     x = torch.randn(shape, device=layer.weight.device, dtype=layer.weight.dtype)
 
     def dense() -> Tensor:
         y: Tensor = layer(x)
         return fused.module(y) if fused else y
 
+    if x.is_cuda and packed.backend != "torch":
+        # A call is shorter than the host needs to make it, so it is the device's own time that counts.
+        return _on_device(packed, x, dense, name)
     measure.check_close(name, packed(x), dense())
     times = measure.compare(
         {"dense": dense, "sparse": lambda: packed(x)},
@@ -205,7 +223,22 @@ def _time(
         min_seconds=_MIN_SECONDS,
         max_seconds=2.0,
     )
-    return times["dense"], times["sparse"]
+    before, after = times["dense"], times["sparse"]
+    # by the medians and by the undisturbed calls: one alone may be chance on a busy machine
+    faster = before.median > after.median * MARGIN and before.p20 > after.p20 * MARGIN
+    return _Verdict(before.median, after.median, faster, _reason(faster))
+
+
+def _on_device(packed: Linear24, x: Tensor, dense: Callable[[], Tensor], name: str) -> _Verdict:
+    choice = ops.tune24(
+        x.shape[:-1].numel(), packed.out_features, packed.in_features, x.dtype, packed.activation,
+        bias=packed.bias is not None, device=x.device, backend=packed.backend,
+    )  # fmt: skip
+    if choice is None:
+        return _Verdict(None, None, False, "no kernel here takes it")
+    measure.check_close(name, packed(x), dense())
+    kernel = f"{choice.backend} {choice.config}"
+    return _Verdict(choice.dense, choice.seconds, choice.faster, _reason(choice.faster), kernel)
 
 
 def _has_packed(module: nn.Module) -> bool:

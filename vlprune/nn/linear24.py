@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +28,12 @@ class Linear24(nn.Module):
         device: of the parameters.
         dtype: of the parameters.
 
-    State: ``values`` [out, in/2], ``meta`` uint8 [out, ceil(in/8)], ``bias`` [out]. On the CPU a
-    re-ordered copy of the weight is kept beside them and renewed when they change. A write through
-    ``values.data`` or ``meta.data`` moves no version counter: one to whole rows or columns of `values`,
-    or to most of `meta`, is noticed; after one that changes less, call
+    State: ``values`` [out, in/2], ``meta`` uint8 [out, ceil(in/8)], ``bias`` [out]. A copy in the order
+    that the kernels read (on the CPU of the weight, on a GPU of `meta`) is kept beside them and renewed
+    when they change; on a GPU it is made when the layer is packed, loaded or moved there, so that a CUDA
+    graph can be captured at once. A write through ``values.data`` or ``meta.data`` moves no version
+    counter: on the CPU one to whole rows or columns of `values`, or to most of `meta`, is noticed; after
+    one that changes less, or one to ``meta.data`` on a GPU, call
     ``vlprune.ops.prepare24(layer.values, layer.meta)``.
 
     """
@@ -94,7 +99,7 @@ class Linear24(nn.Module):
         packed.meta = meta
         packed.register_parameter("bias", linear.bias)
         packed.train(linear.training)
-        ops.prepare24(packed.values, packed.meta)
+        ops.prepare24(packed.values, packed.meta, backend)
         return packed
 
     def to_linear(self) -> nn.Linear:
@@ -115,6 +120,21 @@ class Linear24(nn.Module):
     def int8_original_dtype(self) -> torch.dtype:
         """The name under which open_clip asks a packed layer for its dtype without reading `weight`."""
         return self.values.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear24:
+        # What `.to()`, `.cuda()` and `.bfloat16()` come down to.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._prepare()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        # On the CPU the first call does it; fake tensors and the like have no memory to read.
+        if self.values.is_cuda and type(self.values) is nn.Parameter and type(self.meta) is Tensor:
+            ops.prepare24(self.values, self.meta, self.backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in_features] to [..., out_features].
