@@ -44,6 +44,18 @@ def test_way_back_onto_dense_weights(clip, tmp_path):
         assert torch.equal(p, q), name
 
 
+def test_plain_lora_stays_plain(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 6))
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0
+    other = copy.deepcopy(model)
+    trained(model, rank=2, sparse=False)
+    save_adapters(model, tmp_path)
+    load_adapters_(other, tmp_path)
+    x = torch.randn(3, 8)
+    assert torch.equal(other(x), model(x))
+
+
 def test_names_and_shapes_are_those_of_peft(clip, tmp_path):
     trained(clip, rank={"visual": 3, "text": 2}, alpha=6, targets=("*.c_fc", "*.c_proj"))
     save_adapters(clip, tmp_path / "adapters")
@@ -51,6 +63,7 @@ def test_names_and_shapes_are_those_of_peft(clip, tmp_path):
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 3, 6, "none")
     assert config["rank_pattern"]["transformer.resblocks.0.mlp.c_fc"] == 2
     assert config["alpha_pattern"] == {}
+    assert "vlprune" not in config
     assert "visual.transformer.resblocks.2.mlp.c_proj" in config["target_modules"]
     weights = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
     assert len(weights) == 2 * 10

@@ -1,11 +1,12 @@
 """Adapters alone in a folder of PEFT's form: `adapter_config.json` and `adapter_model.safetensors`.
 
 Names, shapes and scale are PEFT's for LoRA, so that its tools read the adapters; what it has no name for,
-the masks, lies beside them in `keep_masks.safetensors`, a bit a weight.
+masks and whether they are over the sum, lies beside them in `keep_masks.safetensors`, a bit a weight.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -60,8 +61,10 @@ def save_adapters(model: nn.Module, directory: str | os.PathLike[str]) -> None:
             weights[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
         save_file(weights, work / WEIGHTS_FILE, metadata={"format": "pt"})
         packed = {f"{name}.weight": _pack(layer.keep) for name, layer in layers.items()}
-        save_file(packed, work / MASKS_FILE, metadata={"format": "pt"})
-        write_json(work / CONFIG_FILE, _peft_config(layers, state.config))
+        # not in PEFT's own file: its reader warns of fields that it does not know
+        about = {"format": "pt", "vlprune": json.dumps(state.config.to_dict())}
+        save_file(packed, work / MASKS_FILE, metadata=about)
+        write_json(work / CONFIG_FILE, _peft_config(layers))
         for name in (WEIGHTS_FILE, MASKS_FILE):
             # safetensors makes its files private to the user
             shutil.copymode(work / CONFIG_FILE, work / name)
@@ -93,9 +96,12 @@ def load_adapters_(
     weights = _read_tensors(folder / WEIGHTS_FILE)
     names = list(dict.fromkeys(key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in weights))
     parameters = dict(model.named_parameters())
-    if masks is None and (folder / MASKS_FILE).exists():
+    sparse = True
+    if (folder / MASKS_FILE).exists():
         stored = _read_tensors(folder / MASKS_FILE)
-        masks = {name: _unpack(bits, name, _shape(parameters, name)) for name, bits in stored.items()}
+        sparse = _written(folder / MASKS_FILE).sparse
+        if masks is None:
+            masks = {name: _unpack(bits, name, _shape(parameters, name)) for name, bits in stored.items()}
     shapes = {}
     for name in names:
         pair = [weights.get(f"{_PREFIX}{name}.lora_{side}.weight") for side in "AB"]
@@ -109,7 +115,7 @@ def load_adapters_(
         rank=shapes,
         alpha={name: _of(config, "lora_alpha", name) for name in names},
         targets=tuple(names),
-        sparse=bool(config.get("vlprune", {}).get("sparse", True)),
+        sparse=sparse,
     )
     added = add_sparse_lora_(model, own, masks)
     with torch.no_grad():
@@ -120,7 +126,7 @@ def load_adapters_(
     return added
 
 
-def _peft_config(layers: Mapping[str, SparseLoRALinear], config: SparseLoRAConfig) -> dict[str, Any]:
+def _peft_config(layers: Mapping[str, SparseLoRALinear]) -> dict[str, Any]:
     first = next(iter(layers.values()))
     return {
         "peft_type": "LORA",
@@ -136,7 +142,6 @@ def _peft_config(layers: Mapping[str, SparseLoRALinear], config: SparseLoRAConfi
         "inference_mode": True,
         "task_type": None,
         "base_model_name_or_path": None,
-        "vlprune": config.to_dict(),
     }
 
 
@@ -168,6 +173,17 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no such file") from None
     except SafetensorError as error:
         raise ValueError(f"{path}: no tensors can be read from it: {error}") from None
+
+
+def _written(path: Path) -> SparseLoRAConfig:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get("vlprune", "{}")
+    try:
+        return SparseLoRAConfig.from_dict(json.loads(about))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _shape(parameters: Mapping[str, Tensor], name: str) -> tuple[int, int]:
