@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .data import LabelledData, PairData
 from .data.dataset import require_count
+from .distributed import hides_progress, on_all_ranks, own_share, world_size
 from .models.running import evaluating, image_dtype, model_device
 
 __all__ = [
@@ -87,6 +89,8 @@ def evaluate(
     no difference scores like chance. Classes are the normalised mean of their normalised prompt embeddings,
     one for each of `data.templates`, as in open_clip's build_zero_shot_classifier.
 
+    Under torchrun the ranks share the images and texts, and each returns the metrics of one process.
+
     `model` has `encode_image` and `encode_text` with `normalize=True`; it runs in eval mode and keeps its own
     mode afterwards. Inputs go to `device`, by default where the model's parameters are. `progress` None shows
     bars on a terminal only. ValueError when an embedding is not finite, naming the tower.
@@ -136,8 +140,38 @@ def embed_images(
     progress: bool | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Return the normalised image embeddings, float32 [N, D], and the position of each in the data."""
-    device, dtype = torch.device(device or model_device(model)), image_dtype(model)
+    """Return the normalised image embeddings, float32 [N, D], and the position of each in the data.
+
+    Ranks share the batches, and each returns all: the embeddings of one process bit for bit.
+    """
+    require_count("evaluate: batch_size", batch_size)
+    device = torch.device(device or model_device(model))
+    embed = partial(_embed_images, model, batch_size=batch_size, progress=progress, device=device)
+    parts: list[Tensor] = []
+    index: list[int] = []
+    if world_size() > 1:
+        starts = own_share(range(0, len(data), batch_size))
+        own = [i for start in starts for i in range(start, min(start + batch_size, len(data)))]
+        for found, places in on_all_ranks(lambda: _of(embed(data.subset(own)), own)):
+            parts += found
+            index += places
+    # where images are missing those behind them move up into other batches: then every rank embeds all
+    if len(index) < len(data):
+        parts, index = embed(data)
+    if not parts:
+        raise ValueError(f"evaluate: none of the {len(data)} images could be decoded")
+    embeddings = torch.cat(parts).to(device)
+    return _finite(embeddings, "visual", lambda row: data.images[index[row]].name), index
+
+
+def _embed_images(
+    model: nn.Module,
+    data: PairData | LabelledData,
+    batch_size: int,
+    progress: bool | None,
+    device: torch.device,
+) -> tuple[list[Tensor], list[int]]:
+    dtype = image_dtype(model)
     parts: list[Tensor] = []
     index: list[int] = []
     with evaluating(model), torch.inference_mode(), _bar(len(data), "images", progress) as bar:
@@ -146,9 +180,13 @@ def embed_images(
             parts.append(_model(model).encode_image(images, normalize=True).float())
             index += batch.index
             bar.update(len(batch.index))
-    if not parts:
-        raise ValueError(f"evaluate: none of the {len(data)} images could be decoded")
-    return _finite(torch.cat(parts), "visual", lambda row: data.images[index[row]].name), index
+    return parts, index
+
+
+def _of(found: tuple[list[Tensor], list[int]], own: list[int]) -> tuple[list[Tensor], list[int]]:
+    """What was found of a subset, to be sent to other ranks: on the CPU, by positions in the whole."""
+    parts, index = found
+    return [part.cpu() for part in parts], [own[i] for i in index]
 
 
 def embed_texts(
@@ -160,16 +198,26 @@ def embed_texts(
     progress: bool | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return the normalised text embeddings, float32 [N, D]."""
+    """Return the normalised text embeddings, float32 [N, D]; ranks share the batches as of images."""
     require_count("evaluate: batch_size", batch_size)
     device = torch.device(device or model_device(model))
-    parts: list[Tensor] = []
-    with evaluating(model), torch.inference_mode(), _bar(len(texts), "texts", progress) as bar:
-        for start in range(0, len(texts), batch_size):
-            chunk = list(texts[start : start + batch_size])
-            parts.append(_model(model).encode_text(tokenizer(chunk).to(device), normalize=True).float())
-            bar.update(len(chunk))
-    return _finite(torch.cat(parts), "text", lambda row: repr(texts[row]))
+    starts = own_share(range(0, len(texts), batch_size))
+
+    def embed() -> list[Tensor]:
+        parts: list[Tensor] = []
+        with evaluating(model), torch.inference_mode(), _bar(len(texts), "texts", progress) as bar:
+            for start in starts:
+                chunk = list(texts[start : start + batch_size])
+                parts.append(_model(model).encode_text(tokenizer(chunk).to(device), normalize=True).float())
+                bar.update(len(chunk))
+        return parts
+
+    if world_size() == 1:
+        parts = embed()
+    else:
+        found = on_all_ranks(lambda: [part.cpu() for part in embed()])
+        parts = [part for own in found for part in own]
+    return _finite(torch.cat(parts).to(device), "text", lambda row: repr(texts[row]))
 
 
 def classifier(
@@ -255,6 +303,4 @@ def _model(model: nn.Module) -> Any:
 def _bar(total: int, what: str, progress: bool | None) -> Any:
     from tqdm import tqdm
 
-    return tqdm(
-        total=total, unit=what, desc=what, leave=False, disable=None if progress is None else not progress
-    )
+    return tqdm(total=total, unit=what, desc=what, leave=False, disable=hides_progress(progress))

@@ -218,7 +218,8 @@ def test_a_job_that_stopped_continues_with_what_it_had(tmp_path, monkeypatch):
     with pytest.raises(Stop):
         module_pruning_errors(model, data, groups=3, resume=file)
     done = {key for chunk in computed for key in chunk}
-    assert json.loads(file.read_text())["scores"].keys() == done
+    (kept,) = json.loads(file.read_text())["jobs"].values()
+    assert kept.keys() == done
     assert len(done) == 12
     computed.clear()
     computed.append([])  # so that it stops one chunk sooner
@@ -277,7 +278,8 @@ def test_what_was_kept_of_something_else_is_not_taken(change, tmp_path):
     arguments = {"modules": ["heads"], "towers": ["text"]}
     module_pruning_errors(model, data, resume=file, **arguments)
     kept = json.loads(file.read_text())
-    kept["scores"] = dict.fromkeys(kept["scores"], 1000.0)
+    ((job, scores),) = kept["jobs"].items()
+    kept["jobs"][job] = dict.fromkeys(scores, 1000.0)
     file.write_text(json.dumps(kept) if change != "broken" else "{")
     if change == "weight":
         with torch.no_grad():

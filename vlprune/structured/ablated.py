@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import LabelledData, PairData
+from ..distributed import own_share
 from ..evaluate import embed_images, embed_texts, score_embeddings, texts_to_embed
 from ..models.running import image_dtype, model_device
 from ..reuse import Memory, inside, outside
@@ -20,7 +21,7 @@ from .mask import silence
 from .modules import Removable
 from .plan import plan_of
 
-__all__ = ["EmbeddedData", "embeddings_without"]
+__all__ = ["EmbeddedData", "embeddings_without", "share_of_layers"]
 
 Advance = Callable[[float], object]
 
@@ -71,9 +72,7 @@ class EmbeddedData:
             ("visual", self._pictures, [len(self._images)]),
             ("text", self._sentences, rows),
         ):
-            own = [module for module in removed if module.tower == tower]
-            # those of one layer together; one that is in all layers starts with the first
-            own.sort(key=lambda module: (module.blocks[0].index, len(module.blocks)))
+            own = _by_layer(removed, tower)
             size = max(1, _CHUNK_BYTES // (4 * self._images.shape[1] * sum(counts)))
             size = size if self._chunk is None else min(size, self._chunk)
             tick = partial(advance, 1 / sum(-(-count // self._batch_size) for count in counts))
@@ -102,6 +101,21 @@ class EmbeddedData:
         for own in self._lists:
             for start in range(0, len(own), self._batch_size):
                 yield self._data.tokenizer(own[start : start + self._batch_size]).to(device)
+
+
+def share_of_layers(model: nn.Module, removed: Sequence[Removable]) -> list[Removable]:
+    """Modules for this rank: of every tower neighbours, which cost as many layers as every other rank's."""
+    own: list[Removable] = []
+    for name, tower in models.view(model).towers.items():
+        modules = _by_layer(removed, name)
+        own += own_share(modules, [len(tower.blocks) - module.blocks[0].index for module in modules])
+    return own
+
+
+def _by_layer(removed: Sequence[Removable], tower: str) -> list[Removable]:
+    """Those of one layer together; one that is in all layers starts with the first."""
+    own = [module for module in removed if module.tower == tower]
+    return sorted(own, key=lambda module: (module.blocks[0].index, len(module.blocks)))
 
 
 def embeddings_without(

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from .. import models
 from ..data import LabelledData, PairData
 from ..data.dataset import ImageData, require_count
+from ..distributed import hides_progress, on_all_ranks, own_share
 from ..evaluate import evaluate
 from ..models.running import evaluating
-from .ablated import EmbeddedData
+from .ablated import EmbeddedData, share_of_layers
 from .mask import mask_modules
 from .modules import ModuleError, Removable, removable_modules
 from .progress import KeptScores, fingerprint
@@ -54,6 +55,7 @@ def module_pruning_errors(
     The error of MoPE-CLIP (arXiv 2403.07839, section 3.2); what is missing is silent as in `mask_modules`.
     The published procedure runs both towers for every module. Here, for the metrics that have a name, the
     other tower is embedded once and the tower in question runs from the module on, to the same numbers.
+    Under torchrun the ranks share the modules, and each returns the errors of all, equal to one process's.
 
     Args:
         model: an open_clip model; unchanged afterwards. It runs in eval mode with its attention split.
@@ -70,7 +72,8 @@ def module_pruning_errors(
         batch_size: images, or texts, at once.
         progress: None shows a bar on a terminal, False never, True always.
         resume: JSON file in which scores are kept, so that a killed job continues when it is called again
-            with the same model, data and arguments. A function is known by its name alone.
+            with the same model, data and arguments. A function is known by its name alone. All ranks but the
+            first keep theirs in files beside it until the job is done.
         reuse: False runs both towers every time, as published: for comparison.
 
     Returns:
@@ -79,7 +82,8 @@ def module_pruning_errors(
 
     Raises:
         ValueError: a name that is not known, data that the metric cannot use, a score or embedding that is
-            not finite (the module is named).
+            not finite (the module is named), ranks with different models or data.
+        RuntimeError: another rank failed.
 
     """
     data = _checked(data, metric, limit, resume)
@@ -93,28 +97,46 @@ def module_pruning_errors(
         stack.enter_context(evaluating(model))
         whole: Callable[[], float]
         scores: Callable[[Sequence[Removable], Callable[[float], object]], Iterator[dict[str, float]]]
+        share: Callable[[Sequence[Removable]], list[Removable]]
         if reuse and isinstance(metric, str):
             embedded = EmbeddedData(model, data, batch_size, _CHUNK_MODULES if resume else None)
-            whole, scores = embedded.score, embedded.scores_without
+            whole, scores, share = embedded.score, embedded.scores_without, partial(share_of_layers, model)
         else:
             score: Metric = partial(_evaluated, batch_size) if isinstance(metric, str) else metric
             whole, scores = partial(score, model, data), partial(scores_of_whole_models, model, data, score)
-        full, ran = _watched(model, whole)
+            share = own_share
+        full, ran = _agreed(on_all_ranks(partial(_watched, model, whole)))
         listed = [module for module in listed if ran.issuperset(block.name for block in module.blocks)]
         left = [module for module in listed if module.key not in kept.scores]
+        own = share(left)
         bar = stack.enter_context(
             tqdm(
-                total=len(listed),
+                total=len(listed) - len(left) + len(own),
                 initial=len(listed) - len(left),
                 desc="module errors",
-                disable=None if progress is None else not progress,
+                disable=hides_progress(progress),
                 # a batch without a module is a fraction of it
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
             )
         )
-        for found in scores(left, bar.update):
-            kept.add(found)
+
+        def work() -> dict[str, float]:
+            mine: dict[str, float] = {}
+            for found in scores(own, bar.update):
+                kept.add(found)
+                mine |= found
+            return mine
+
+        kept.finish({key: score for found in on_all_ranks(work) for key, score in found.items()})
     return [module.costing(full - kept.scores[module.key]) for module in listed]
+
+
+def _agreed(watched: Sequence[tuple[float, set[str]]]) -> tuple[float, set[str]]:
+    """What `_watched` found on every rank."""
+    if any(found != watched[0] for found in watched):
+        scores = ", ".join(str(score) for score, _ in watched)
+        raise ValueError(f"model: expected the same model and data on every rank, got full scores {scores}")
+    return watched[0]
 
 
 def scores_of_whole_models(

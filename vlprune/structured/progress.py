@@ -12,39 +12,76 @@ from typing import Any
 from torch import nn
 
 from ..data import LabelledData, PairData
+from ..distributed import gather, is_first, rank
 from ..files import read_json, write_json
 from ..fingerprint import add_weights
 
 __all__ = ["KeptScores", "fingerprint"]
 
+# Jobs whose scores a file holds, the newest: both towers in width and in depth, and as much again.
+_JOBS = 8
+
 
 class KeptScores:
-    """Scores by key; with a path they are read from there, unless they are those of something else.
+    """Scores by key; with a path those of the same job are read from there, and others' are left there.
+
+    Where ranks share the work each writes a file of its own beside the path, and all read all that are
+    there, so that a job can be continued by another number of ranks.
 
     Args:
         path: of a JSON file, or None to keep nothing.
-        arguments: `fingerprint` of all that the scores depend on besides their keys.
+        job: `fingerprint` of all that the scores depend on besides their keys.
 
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, arguments: str) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, job: str) -> None:
         self._path = None if path is None else Path(path)
-        self._arguments = arguments
+        # asked once: inside `alone`, where scores are added, every rank is the first
+        self._suffix = "" if is_first() else f".rank{rank()}"
+        self._job = job
         self.scores: dict[str, float] = {}
+        self._others: dict[str, dict[str, float]] = {}
         if self._path is None:
             return
-        try:
-            kept = read_json(self._path)
-            if kept["fingerprint"] == arguments:
-                self.scores = {str(key): float(score) for key, score in kept["scores"].items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass  # nothing kept, or nothing of use: start anew
+        read = [_read(path) for path in (self._path, *self._of_ranks(self._path))]
+        # what a rank sees may be younger than what another one saw, or on another machine
+        for jobs in (jobs for seen in gather(read) for jobs in seen):
+            for name, scores in jobs.items():
+                (self.scores if name == job else self._others.setdefault(name, {})).update(scores)
 
     def add(self, scores: Mapping[str, float]) -> None:
         """Take these too, and write all."""
         self.scores.update(scores)
         if self._path is not None:
-            write_json(self._path, {"fingerprint": self._arguments, "scores": self.scores})
+            others = dict(list(self._others.items())[1 - _JOBS :])
+            own = self._path.with_name(self._path.name + self._suffix)
+            write_json(own, {"jobs": {**others, self._job: self.scores}})
+
+    def finish(self, scores: Mapping[str, float]) -> None:
+        """Take what all ranks found; of their files one is left."""
+        self.scores.update(scores)
+        if self._path is not None and is_first():
+            left = self._of_ranks(self._path)
+            self.add({})
+            for path in left:
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _of_ranks(path: Path) -> list[Path]:
+        start = f"{path.name}.rank"
+        folder = path.parent
+        return sorted(p for p in folder.iterdir() if p.name.startswith(start)) if folder.is_dir() else []
+
+
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    """Scores by job; nothing where there is no such file, or nothing of use in it."""
+    try:
+        return {
+            str(job): {str(key): float(score) for key, score in scores.items()}
+            for job, scores in read_json(path)["jobs"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def fingerprint(model: nn.Module, data: PairData | LabelledData, *settings: Any) -> str:
