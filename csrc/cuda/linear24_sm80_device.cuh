@@ -13,13 +13,23 @@ public:
 
     __device__ __forceinline__ int thread() const { return static_cast<int>(threadIdx.x); }
     __device__ __forceinline__ void sync() { __syncthreads(); }
-    __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
     // 16 bytes from global to shared memory, past L1, in the background.
     __device__ __forceinline__ void copy(int to, const void* from) {
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_ + to),
                      "l"(__cvta_generic_to_global(from))
                      : "memory");
+    }
+    // A predicate, not a branch: the instructions around it stay one stream.
+    __device__ __forceinline__ void copy_if(bool wanted, int to, const void* from) {
+        asm volatile(
+            "{\n"
+            ".reg .pred wanted;\n"
+            "setp.ne.b32 wanted, %2, 0;\n"
+            "@wanted cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n"
+            "}" ::"r"(shared_ + to),
+            "l"(__cvta_generic_to_global(from)), "r"(static_cast<int>(wanted))
+            : "memory");
     }
     __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
     template <int StillOpen>

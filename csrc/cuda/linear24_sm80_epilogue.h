@@ -13,7 +13,7 @@ VLPRUNE_HD bool gather_parts(Machine& machine, const Problem& p, const Cut& c, S
     constexpr int quads = Tile::m16 * Tile::n8;
     const auto quad = [&](int part, int m, int n) {
         return p.partials +
-               (((c.tile * p.parts + part) * quads + m * Tile::n8 + n) * Tile::threads + machine.thread()) * 4;
+               ((int64_t{c.tile * p.parts + part} * quads + m * Tile::n8 + n) * Tile::threads + machine.thread()) * 4;
     };
 #pragma unroll
     for (int m = 0; m < Tile::m16; ++m)
@@ -37,23 +37,6 @@ VLPRUNE_HD bool gather_parts(Machine& machine, const Problem& p, const Cut& c, S
     return true;
 }
 
-// sums[m][n] of a lane: outputs g and g + 8 of the 16, each of tokens 2 i and 2 i + 1 of the 8 (lane = 4 g + i).
-template <class T, class Tile, Activation A, class Machine>
-VLPRUNE_HD void add_bias_and_activate(Machine& machine, const Problem& p, int first_out, Sums<Tile>& sums) {
-    const int g = machine.thread() % 32 / 4;
-#pragma unroll
-    for (int m = 0; m < Tile::m16; ++m) {
-        float bias[2] = {0.0f, 0.0f};
-        if (p.bias)
-            for (int half = 0; half < 2; ++half)
-                bias[half] = T::to_float(machine.load_16(p.bias + least(first_out + 16 * m + 8 * half + g, p.out - 1)));
-#pragma unroll
-        for (int n = 0; n < Tile::n8; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[m][n][i] = activated<A>(sums[m][n][i] + bias[i / 2]);
-    }
-}
-
 // Lets each thread handle its share of a tile's pieces of 8 results that exist: use(byte in shared memory, token,
 // output).
 template <class Tile, class Machine, class Use>
@@ -66,72 +49,85 @@ VLPRUNE_HD void each_piece(Machine& machine, const Problem& p, const Cut& c, con
     }
 }
 
-template <class T, class Tile, class Machine>
-VLPRUNE_HD void add_residual(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
+// The residual's tile, where results will take its place.
+template <class Tile, class Machine>
+VLPRUNE_HD void fetch_residual(Machine& machine, const Problem& p, const Cut& c) {
     each_piece<Tile>(machine, p, c, [&](int at, int token, int output) {
         machine.copy(at, p.residual + token * p.ldr + output);
     });
     machine.close_copies();
     machine.template wait_copies<0>();
     machine.sync();
-    // Transposed, a block of 8 tokens x 8 outputs comes to the lanes as the sums lie; four at once are 32 outputs.
-    const int warp = machine.thread() / 32, lane = machine.thread() % 32;
-    const int token = Tile::warp_token(warp) + lane % 8, column = Tile::warp_row(warp) / 8 + lane / 8;
-#pragma unroll
-    for (int n = 0; n < Tile::n8; ++n)
-#pragma unroll
-        for (int m = 0; m < Tile::m16; m += 2) {
-            uint32_t pairs[4];
-            machine.load_matrices_transposed(pairs, Tile::result(token + 8 * n, column + 2 * m));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                sums[m + i / 2][n][i % 2 * 2] += low<T>(pairs[i]);
-                sums[m + i / 2][n][i % 2 * 2 + 1] += high<T>(pairs[i]);
-            }
-        }
-    // A warp now stores its results where it has just read its residual.
-    machine.sync_warp();
 }
 
-template <class T, class Tile, class Machine>
-VLPRUNE_HD void store_results(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
-    const int warp = machine.thread() / 32, lane = machine.thread() % 32;
-    const int token = Tile::warp_token(warp) + lane / 4, column = Tile::warp_row(warp) / 8;
+// sums[m][n] of a lane: outputs g and g + 8 of the 16, each of tokens 2 i and 2 i + 1 of the 8 (lane = 4 g + i).
+template <Activation A, int N>
+VLPRUNE_HD void add_bias_and_activate(float (&sums)[N][4], const float (&bias)[2]) {
 #pragma unroll
-    for (int n = 0; n < Tile::n8; ++n)
+    for (int n = 0; n < N; ++n)
 #pragma unroll
-        for (int m = 0; m < Tile::m16; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                // A block of 8 outputs x 8 tokens; transposed, a lane has two outputs of token lane / 4.
-                const float* const pair = sums[m][n] + 2 * half;
-                const uint32_t results = machine.transpose(machine.template rounded<T>(pair[0], pair[1]));
-                machine.store_word(Tile::result(token + 8 * n, column + 2 * m + half) + lane % 4 * 4, results);
-            }
-    machine.sync();
-    each_piece<Tile>(machine, p, c, [&](int at, int token_, int output) {
-        machine.store_8(p.y + token_ * p.ldy + output, at);
-    });
+        for (int i = 0; i < 4; ++i) sums[n][i] = activated<A>(sums[n][i] + bias[i / 2]);
 }
 
 template <class T, class Tile, class Machine>
 VLPRUNE_HD void finish(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
-    const int first_out = c.first_out + Tile::warp_row(machine.thread() / 32);
-    if (p.activation == Activation::gelu)
-        add_bias_and_activate<T, Tile, Activation::gelu>(machine, p, first_out, sums);
-    else if (p.activation == Activation::quick_gelu)
-        add_bias_and_activate<T, Tile, Activation::quick_gelu>(machine, p, first_out, sums);
-    else
-        add_bias_and_activate<T, Tile, Activation::none>(machine, p, first_out, sums);
     machine.template wait_copies<0>();
-    machine.sync();  // all warps are done with the stages, whose place the results take
-    if (p.residual) add_residual<T, Tile>(machine, p, c, sums);
-    store_results<T, Tile>(machine, p, c, sums);
+    machine.sync();  // results take the stages' place, from which the loop's last loads, never used, may still read
+    if (p.residual) fetch_residual<Tile>(machine, p, c);
+    const int warp = machine.thread() / 32, lane = machine.thread() % 32;
+    const int first_out = c.first_out + Tile::warp_row(warp), first_column = Tile::warp_row(warp) / 8;
+    const int first_token = Tile::warp_token(warp);
+#pragma unroll
+    for (int m = 0; m < Tile::m16; ++m) {
+        float bias[2] = {0.0f, 0.0f};
+        if (p.bias)
+            for (int half = 0; half < 2; ++half) {
+                const int output = first_out + 16 * m + 8 * half + lane / 4;
+                bias[half] = T::to_float(machine.load_16(p.bias + least(output, p.out - 1)));
+            }
+        if (p.activation == Activation::gelu)
+            add_bias_and_activate<Activation::gelu>(sums[m], bias);
+        else if (p.activation == Activation::quick_gelu)
+            add_bias_and_activate<Activation::quick_gelu>(sums[m], bias);
+        else
+            add_bias_and_activate<Activation::none>(sums[m], bias);
+        if (m % 2 == 0) continue;
+
+        // 32 outputs are four blocks of 8 x 8, one ldmatrix, for each 8 tokens.
+        const int column = first_column + 2 * (m - 1);
+#pragma unroll
+        for (int n = 0; n < Tile::n8; ++n) {
+            float* const blocks[4] = {sums[m - 1][n], sums[m - 1][n] + 2, sums[m][n], sums[m][n] + 2};
+            if (p.residual) {
+                // Transposed, a block of 8 tokens x 8 outputs comes to the lanes as the sums lie.
+                uint32_t pairs[4];
+                const int at = Tile::result(first_token + 8 * n + lane % 8, column + lane / 8);
+                machine.load_matrices_transposed(pairs, at);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    blocks[i][0] += low<T>(pairs[i]);
+                    blocks[i][1] += high<T>(pairs[i]);
+                }
+            }
+            // Transposed back, a lane has two outputs of token lane / 4. They take the place of residuals that
+            // the whole warp has read, as all of its lanes come together to transpose.
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t results = machine.transpose(machine.template rounded<T>(blocks[i][0], blocks[i][1]));
+                const int at = Tile::result(first_token + 8 * n + lane / 4, column + i) + lane % 4 * 4;
+                machine.store_word(at, results);
+            }
+        }
+    }
+    machine.sync();
+    each_piece<Tile>(machine, p, c, [&](int at, int token, int output) {
+        machine.store_8(p.y + token * p.ldy + output, at);
+    });
 }
 
 // One block of the launch.
 template <class T, class Tile, class Machine>
-VLPRUNE_HD void linear24_block(Machine& machine, const Problem& p, int64_t block) {
+VLPRUNE_HD void linear24_block(Machine& machine, const Problem& p, unsigned block) {
     const Cut c = cut<Tile>(p, block, stage_in);
     float sums[Tile::m16][Tile::n8][4] = {};
     sum_inputs<T, Tile>(machine, p, c, sums);

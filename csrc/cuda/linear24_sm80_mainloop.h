@@ -17,44 +17,53 @@ using Sums = float[Tile::m16][Tile::n8][4];
 template <class Tile>
 class Copies {
 public:
+    // One copy each; a stage's are spread over a step's instructions.
+    static constexpr int pieces = Tile::value_copies + Tile::x_copies + 1;
+
     VLPRUNE_HD Copies(const Problem& p, const Cut& c, int thread) : thread_(thread) {
         const auto value = Tile::value_copy(thread), x = Tile::x_copy(thread), meta = Tile::meta_copy(thread);
         const int last_out = p.out - c.first_out - 1, last_token = p.tokens - c.first_token - 1;
-        values_ = p.values + int64_t{c.first_out} * (p.in / 2) + c.first_stage * (stage_in / 2) + value.column * 8;
-        x_ = p.x + c.first_token * p.ldx + c.first_stage * stage_in + x.column * 8;
+        values_ = reinterpret_cast<const char*>(p.values) + int64_t{c.first_out} * p.in +
+                  c.first_stage * value_row + value.column * chunk;
+        x_ = reinterpret_cast<const char*>(p.x) + c.first_token * p.ldx * 2 + c.first_stage * x_row +
+             x.column * chunk;
+        const uint32_t value_stride = static_cast<uint32_t>(p.in), x_stride = static_cast<uint32_t>(p.ldx) * 2;
+#pragma unroll
         for (int i = 0; i < Tile::value_copies; ++i)
-            value_rows_[i] = least(value.row + i * Tile::value_copy_rows, last_out) * (p.in / 2);
+            value_rows_[i] = least(value.row + i * Tile::value_copy_rows, last_out) * value_stride;
+#pragma unroll
         for (int i = 0; i < Tile::x_copies; ++i)
-            x_rows_[i] = least(x.row + i * Tile::x_copy_rows, last_token) * static_cast<int>(p.ldx);
-        const int64_t row_block =
-            least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
-        meta_ = p.meta + (row_block * (p.in / meta_block_in) + c.first_stage * steps) * meta_block_bytes +
-                meta.column * chunk;
+            x_rows_[i] = least(x.row + i * Tile::x_copy_rows, last_token) * x_stride;
+        const int64_t row_block = least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
+        meta_ = reinterpret_cast<const char*>(p.meta) + meta.column * chunk +
+                (row_block * (p.in / meta_block_in) + c.first_stage * steps) * meta_block_bytes;
         value_to_ = swizzled<4>(value.row, value.column);
         x_to_ = Tile::x_at + swizzled<8>(x.row, x.column);
     }
 
-    // Starts the copies of the next stage into the slot at byte `slot`.
+    // Starts one copy of the stage into the slot at byte `slot`, if there is such a stage.
     template <class Machine>
-    VLPRUNE_HD void start(Machine& machine, int slot) {
-#pragma unroll
-        for (int i = 0; i < Tile::value_copies; ++i)
-            machine.copy(slot + value_to_ + i * Tile::value_copy_rows * value_row, values_ + value_rows_[i]);
-#pragma unroll
-        for (int i = 0; i < Tile::x_copies; ++i)
-            if ((i + 1) * Tile::threads <= Tile::x_chunks || i * Tile::threads + thread_ < Tile::x_chunks)
-                machine.copy(slot + x_to_ + i * Tile::x_copy_rows * x_row, x_ + x_rows_[i]);
-        if (thread_ < Tile::meta_chunks) machine.copy(slot + Tile::meta_at + thread_ * chunk, meta_);
-        values_ += stage_in / 2;
-        x_ += stage_in;
+    VLPRUNE_HD void start(Machine& machine, int piece, int slot, bool wanted) const {
+        if (piece < Tile::value_copies) {
+            const int to = value_to_ + piece * Tile::value_copy_rows * value_row;
+            machine.copy_if(wanted, slot + to, values_ + value_rows_[piece]);
+        } else if (piece < pieces - 1) {
+            const int i = piece - Tile::value_copies, before = i * Tile::threads;
+            const bool exists = before + Tile::threads <= Tile::x_chunks || before + thread_ < Tile::x_chunks;
+            machine.copy_if(wanted && exists, slot + x_to_ + i * Tile::x_copy_rows * x_row, x_ + x_rows_[i]);
+        } else {
+            machine.copy_if(wanted && thread_ < Tile::meta_chunks, slot + Tile::meta_at + thread_ * chunk, meta_);
+        }
+    }
+    VLPRUNE_HD void next_stage() {
+        values_ += value_row;
+        x_ += x_row;
         meta_ += steps * meta_block_bytes;
     }
 
 private:
-    const uint16_t* values_;
-    const uint16_t* x_;
-    const uint8_t* meta_;
-    int value_rows_[Tile::value_copies], x_rows_[Tile::x_copies];
+    const char *values_, *x_, *meta_;
+    uint32_t value_rows_[Tile::value_copies], x_rows_[Tile::x_copies];  // bytes
     int value_to_, x_to_, thread_;
 };
 
@@ -94,7 +103,10 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
     // Every wait counts groups of copies, so a group is closed each stage, with or without copies in it.
 #pragma unroll
     for (int stage = 0; stage < Tile::stages; ++stage) {
-        if (stage < c.stages) copies.start(machine, stage * Tile::stage_bytes);
+#pragma unroll
+        for (int piece = 0; piece < copies.pieces; ++piece)
+            copies.start(machine, piece, stage * Tile::stage_bytes, stage < c.stages);
+        copies.next_stage();
         machine.close_copies();
     }
     machine.template wait_copies<Tile::stages - 1>();
@@ -115,8 +127,6 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
                 // free. After the last stage the loads below read what is never used.
                 machine.template wait_copies<Tile::stages - 2>();
                 machine.sync();
-                if (stage + Tile::stages < c.stages) copies.start(machine, slot);
-                machine.close_copies();
             }
             const int from = last_step ? next_slot : slot, next = 1 - step;
             load_weight<Tile>(machine, lane, from, next, f);
@@ -128,6 +138,14 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
                     machine.template mma<T, 1>(sums[m + 1][n], f.values[step][m + 1], f.x[n], f.meta[step][m / 2]);
                 }
                 machine.load_matrices(f.x[n], from + Tile::x_step(lane.x, n, next));
+                if (last_step)
+#pragma unroll
+                    for (int piece = n * copies.pieces / Tile::n8; piece < (n + 1) * copies.pieces / Tile::n8; ++piece)
+                        copies.start(machine, piece, slot, stage + Tile::stages < c.stages);
+            }
+            if (last_step) {
+                copies.next_stage();
+                machine.close_copies();
             }
         }
         slot = next_slot;

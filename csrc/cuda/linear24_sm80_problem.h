@@ -26,24 +26,24 @@ struct Problem {
 VLPRUNE_HD constexpr int64_t up(int64_t size, int64_t block) { return (size + block - 1) / block; }
 VLPRUNE_HD constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Blocks next to each other in time share their tokens: the weight, a few MB, stays in the L2 cache.
+// One block's share. Blocks that run at the same time have the same tokens and different outputs: the weight, a
+// few MB, stays in the L2 cache.
 struct Cut {
-    int64_t tile;
-    int part, first_out, first_token, first_stage, stages;
+    int tile, part, first_out, first_token, first_stage, stages;
 };
 
 template <class Tile>
-VLPRUNE_HD Cut cut(const Problem& p, int64_t block, int stage_in) {
-    const int64_t across = up(p.out, Tile::out);
-    Cut c;
-    c.part = static_cast<int>(block % p.parts);
-    c.tile = block / p.parts;
-    c.first_out = static_cast<int>(c.tile % across) * Tile::out;
-    c.first_token = static_cast<int>(c.tile / across) * Tile::tokens;
-    const int all = p.in / stage_in;
-    c.first_stage = static_cast<int>(static_cast<int64_t>(all) * c.part / p.parts);
-    c.stages = static_cast<int>(static_cast<int64_t>(all) * (c.part + 1) / p.parts) - c.first_stage;
-    return c;
+VLPRUNE_HD Cut cut(const Problem& p, unsigned block, int stage_in) {
+    const unsigned parts = static_cast<unsigned>(p.parts), all = static_cast<unsigned>(p.in / stage_in);
+    const unsigned across = (static_cast<unsigned>(p.out) + Tile::out - 1) / Tile::out;
+    const unsigned tile = block / parts, part = block % parts;
+    const unsigned first_stage = all * part / parts, end_stage = all * (part + 1) / parts;
+    return {static_cast<int>(tile),
+            static_cast<int>(part),
+            static_cast<int>(tile % across * Tile::out),
+            static_cast<int>(tile / across * Tile::tokens),
+            static_cast<int>(first_stage),
+            static_cast<int>(end_stage - first_stage)};
 }
 
 }  // namespace vlprune::sm80
