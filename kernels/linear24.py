@@ -7,22 +7,43 @@ registers; see `linear24_expand` and `linear24_product`.
 from __future__ import annotations
 
 import functools
-import itertools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from .head_attention_parts import widths
 from .launch import aligned, launch
 from .linear24_product import finish, product
 
-__all__ = ["Config", "choose", "configs", "few_workspace", "linear24_few", "tile_of_tokens"]
+__all__ = [
+    "Config",
+    "configs",
+    "estimate",
+    "few_workspace",
+    "linear24_few",
+    "product_constants",
+    "tile_of_tokens",
+]
 
-# Sums that a thread has at most, and tokens that a program multiplies at most: those of 64 rows take as many.
-SUMS, MOST_TOKENS = 136, 272
+# Tokens that one program multiplies at most: sums of 128 rows are then 72 registers of each of 256 threads.
+MOST_TOKENS, SUMS = 144, 72
 # Tokens and columns that one program of `finish` adds up.
 FINISH = (4, 256)
+# Rows, depth, warps and stages that are tried, of 16 bits and of 32. One program of 128 rows and 5 stages has
+# 37 KB of the weight in flight, what 4.8 TB/s at a latency of 1 us ask of a multiprocessor.
+TILES = (
+    (128, 64, 4, 5), (128, 64, 4, 3), (256, 64, 8, 4), (128, 64, 8, 4), (128, 64, 8, 3), (128, 128, 4, 3),
+    (64, 64, 4, 4), (64, 128, 4, 3),
+)  # fmt: skip
+EXACT_TILES = ((32, 32, 4, 2), (64, 32, 8, 2))
+# Bytes that stages take at most: what consumers' GPUs leave to a program.
+HELD = 96 * 1024
+# What `estimate` divides by, a multiprocessor and nanosecond: bytes out of the level-2 cache, 5.3 TB/s for
+# all, and operations of tensor cores and of float32, at 60 % of an H200's peak. Then what a launch takes.
+BYTES, OPERATIONS, EXACT_OPERATIONS, LAUNCH = 40, 4400, 270, 1500
 
 
 class Config(NamedTuple):
@@ -36,59 +57,49 @@ class Config(NamedTuple):
 
 
 def tile_of_tokens(tokens: int) -> tuple[int, ...]:
-    """Powers of two, from 16 on, that the tokens of a tile come in: they cover the next multiple of 16.
-
-    More than `MOST_TOKENS` come in tiles of 128.
-    """
-    if tokens > MOST_TOKENS:
-        return (128,)
-    left, widths = -(-tokens // 16) * 16, []
-    while left:
-        widths.append(1 << left.bit_length() - 1)
-        left -= widths[-1]
-    return tuple(widths)
-
-
-def configs(tokens: int, out: int, cols: int, size: int = 2) -> list[Config]:
-    """All that are worth a measurement, for numbers of `size` bytes; the first is not preferred."""
-    if size == 4:
-        return [Config(32, 32, split, 4, 2) for split in _splits(cols, 32)]
-    sums = sum(tile_of_tokens(tokens))
-    tried = []
-    for rows, depth, warps, stages in (
-        (64, 64, 4, 4), (64, 128, 4, 3), (128, 64, 4, 3), (128, 64, 4, 4), (128, 128, 4, 3), (128, 64, 8, 4),
-        (128, 128, 8, 3), (256, 64, 8, 4),
-    ):  # fmt: skip
-        # Sums leave registers for the rest, and a tile is not mostly beyond the last row.
-        if rows * sums <= SUMS * 32 * warps and (rows == 64 or rows < 2 * out):
-            tried += [Config(rows, depth, split, warps, stages) for split in _splits(cols, depth)]
-    return tried
-
-
-def _splits(cols: int, depth: int) -> list[int]:
-    return [split for split in (1, 2, 3, 4, 6, 8, 12, 16) if split == 1 or split * depth * 2 <= cols]
+    """One or two powers of two, from 16 on, that the tokens of a tile are; tiles are of about one size."""
+    tiles = triton.cdiv(tokens, MOST_TOKENS)
+    return widths(triton.cdiv(tokens, tiles))
 
 
 @functools.cache
-def _processors(index: int | None) -> int:
-    # Under the interpreter there is no device.
-    return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
-
-
-@functools.cache
-def choose(tokens: int, out: int, cols: int, size: int = 2, processors: int = 132) -> Config:
-    """Pick one of `configs` by counting.
-
-    Tiles of 128 rows, since every tile reads all tokens, unless their sums take too many registers; then
-    columns are shared out among the fewest programs that give every multiprocessor one.
-    """
-    tried = configs(tokens, out, cols, size)
+def configs(tokens: int, out: int, cols: int, size: int = 2, processors: int = 132) -> tuple[Config, ...]:
+    """All that are worth a measurement, for numbers of `size` bytes; the best `estimate` first."""
     tile = sum(tile_of_tokens(tokens))
-    rows = 128 if size == 2 and tile <= 64 and out > 64 else tried[0].rows
-    tried = [config for config in tried if config.rows == rows]
-    tried = [config for config in tried if config[1:2] + config[3:] == tried[-1][1:2] + tried[-1][3:]]
-    tiles = -(-out // rows) * -(-tokens // tile)
-    return next((config for config in tried if tiles * config.split >= processors), tried[-1])
+    tried = [
+        Config(rows, depth, split, warps, stages)
+        for rows, depth, warps, stages in (EXACT_TILES if size == 4 else TILES)
+        if rows * tile <= SUMS * 32 * warps and (rows <= 64 or rows < 2 * out)
+        if depth * (stages - 1) * rows * (4 * size + 1) // 8 + depth * stages * tile * size <= HELD
+        for split in (1, 2, 3, 4, 6, 8, 12, 16)
+        if split == 1 or 2 * split * depth <= cols
+    ]
+    return tuple(sorted(tried, key=lambda config: estimate(config, tokens, out, cols, size, processors)))
+
+
+def estimate(config: Config, tokens: int, out: int, cols: int, size: int, processors: int) -> float:
+    """Nanoseconds that a call should take by what its busiest multiprocessor reads and multiplies.
+
+    Every program reads its share of the weight and of its tokens; sums of a split are written and read back.
+    """
+    tile = sum(tile_of_tokens(tokens))
+    programs = triton.cdiv(tokens, tile) * triton.cdiv(out, config.rows) * config.split
+    depth = triton.cdiv(triton.cdiv(cols, config.depth), config.split) * config.depth
+    each = max(
+        depth * (config.rows * (4 * size + 1) / 8 + tile * size) / BYTES,
+        2 * depth * config.rows * tile / (EXACT_OPERATIONS if size == 4 else OPERATIONS),
+    )
+    again = 2 * few_workspace(config, tokens, out) / (BYTES * processors) + LAUNCH
+    return triton.cdiv(programs, processors) * each + (again if config.split > 1 else 0)
+
+
+@functools.cache
+def _device(index: int | None) -> tuple[int, int]:
+    # Under the interpreter there is no device.
+    if index is None:
+        return 132, 90
+    about = torch.cuda.get_device_properties(index)
+    return about.multi_processor_count, 10 * about.major + about.minor
 
 
 def few_workspace(config: Config, tokens: int, out: int) -> int:
@@ -124,27 +135,42 @@ def linear24_few(
     (tokens, cols), out = x.shape, values.shape[0]
     if not tokens or not out:
         return
-    config = config or choose(tokens, out, cols, x.itemsize, _processors(x.device.index))
-    widths = tile_of_tokens(tokens)
-    share = triton.cdiv(triton.cdiv(cols, config.depth), config.split)
-    programs = triton.cdiv(tokens, sum(widths)) * triton.cdiv(out, config.rows) * config.split
-    after = (bias, residual) if config.split == 1 else (None, None)
-    to = y
-    if config.split > 1:
+    processors, capability = _device(x.device.index)
+    config = config or configs(tokens, out, cols, x.itemsize, processors)[0]
+    constants = product_constants(config, tokens, cols, x.itemsize, x.stride(0), activation, capability)
+    split = constants["SPLIT"]
+    programs = triton.cdiv(tokens, constants["TILE"]) * triton.cdiv(out, config.rows) * split
+    share = triton.cdiv(triton.cdiv(cols, config.depth), split)
+    pitch = 0 if residual is None else residual.stride(0)
+    to, after = y, (bias, residual)
+    if split > 1:
         if workspace is None:
             workspace = x.new_empty(few_workspace(config, tokens, out), dtype=torch.uint8)
-        to = workspace[: few_workspace(config, tokens, out)].view(torch.float32).view(-1, out)
-    pitch = 0 if residual is None else residual.stride(0)
+        to, after = workspace[: 4 * split * tokens * out].view(torch.float32).view(-1, out), (None, None)
     launch(
         product, (programs,), config.warps, x, aligned(values), aligned(meta), *after, to,
-        tokens, out, cols, share, x.stride(0), pitch, to.stride(0),
-        ROWS=config.rows, TILE=sum(widths), STARTS=(0, *itertools.accumulate(widths[:-1])), WIDTHS=widths,
-        DEPTH=config.depth, SPLIT=config.split, ACTIVATION=activation if config.split == 1 else None,
-        EVEN=cols % config.depth == 0, STAGES=config.stages,
+        tokens, out, cols, share, x.stride(0) // constants["UNIT"], pitch, to.stride(0), **constants,
     )  # fmt: skip
-    if config.split > 1:
+    if split > 1:
         grid = triton.cdiv(out, FINISH[1]), triton.cdiv(tokens, FINISH[0])
         launch(
             finish, grid, 4, to, bias, residual, y, tokens, out, pitch, y.stride(0),
-            SPLIT=config.split, ACTIVATION=activation, TOKENS=FINISH[0], COLUMNS=FINISH[1],
+            SPLIT=split, ACTIVATION=activation, TOKENS=FINISH[0], COLUMNS=FINISH[1],
         )  # fmt: skip
+
+
+def product_constants(
+    config: Config, tokens: int, cols: int, size: int, pitch: int, activation: str | None, capability: int
+) -> dict[str, Any]:
+    """What `product` is compiled for; tokens are `pitch` numbers of `size` bytes apart."""
+    tile = tile_of_tokens(tokens)
+    steps = triton.cdiv(cols, config.depth)
+    # As few programs as the same shares leave: none of them is without a step.
+    split = triton.cdiv(steps, triton.cdiv(steps, config.split))
+    order = "fragments" if 90 <= capability < 120 else "quads"
+    return {
+        "ROWS": config.rows, "TILE": sum(tile), "STARTS": (0, *tile[:-1]),
+        "WIDTHS": tile, "DEPTH": config.depth, "SPLIT": split,
+        "ACTIVATION": activation if split == 1 else None, "UNIT": math.gcd(pitch, 4),
+        "EVEN": cols % config.depth == 0, "ORDER": "columns" if size == 4 else order, "STAGES": config.stages,
+    }  # fmt: skip

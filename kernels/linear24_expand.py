@@ -49,14 +49,23 @@ def permuted(low, high, selector):
 
 
 @triton.jit
-def columns_of(DEPTH: tl.constexpr):
-    """The dense column that stands at each place of a row of `unpacked`: int32 [DEPTH].
+def columns_of(DEPTH: tl.constexpr, ORDER: tl.constexpr):
+    """The group, and the column of it, that stand at each place of a row of dense weights: two int32 [DEPTH].
 
-    Places are [64s][group 4][half 2][unit 4][2], columns [64s][unit 4][group 4][half 2][2]: a tensor core's
-    operand of 16 columns is [half 2][thread 4][2].
+    Columns are [64s][unit 4][group 4][half 2][2], and ORDER says what places are.
+    "fragments": [64s][group 4][half 2][unit 4][2], since 16 of a tensor core's operand are [half][thread][2].
+    "quads": [64s][group 4][unit 4][half 2][2], which is how Triton spreads an operand over threads where
+    single warps multiply, before sm_90 and on sm_120.
+    "columns": as columns are, for `unpacked_exactly`.
     """
     place = tl.arange(0, DEPTH)
-    return place // 64 * 64 + place // 2 % 4 * 16 + place // 16 % 4 * 4 + place // 8 % 2 * 2 + place % 2
+    group = place // 64 * 16 + place // 16 % 4
+    if ORDER == "fragments":
+        return group + place // 2 % 4 * 4, place // 8 % 2 * 2 + place % 2
+    elif ORDER == "quads":
+        return group + place // 4 % 4 * 4, place % 4
+    else:
+        return place // 4, place % 4
 
 
 @triton.jit
@@ -68,13 +77,14 @@ def _words(pair, lower, upper, GROUP: tl.constexpr):
 
 
 @triton.jit
-def unpacked(pairs, meta, dtype: tl.constexpr):
+def unpacked(pairs, meta, dtype: tl.constexpr, ORDER: tl.constexpr):
     """Dense [R, DEPTH] of 16-bit weights, columns as in `columns_of`.
 
     Args:
         pairs: int32 [R, DEPTH / 4], the two values of every group.
         meta: int32 [R, DEPTH / 16], in its lower half the indices of four groups.
         dtype: of the weight.
+        ORDER: "fragments" or "quads".
 
     """
     ROWS: tl.constexpr = pairs.shape[0]
@@ -89,9 +99,15 @@ def unpacked(pairs, meta, dtype: tl.constexpr):
     w23 = tl.join(_words(p2, lower, upper, 2), _words(p3, lower, upper, 3))
     # [R, unit, half, lower bit of the group, upper bit], and then the column of the word.
     words = tl.join(w01, w23)
-    halves = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16)).to(dtype, bitcast=True)
+    halves = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
     spans = halves.reshape(ROWS, UNITS // 4, 4, 2, 2, 2, 2)
-    return spans.permute(0, 1, 5, 4, 3, 2, 6).reshape(ROWS, UNITS * 16)
+    if ORDER == "fragments":
+        ordered = spans.permute(0, 1, 5, 4, 3, 2, 6)
+    else:
+        ordered = spans.permute(0, 1, 5, 4, 2, 3, 6)
+    bits = ordered.reshape(ROWS, UNITS * 16)
+    # Last, since what is merely of another shape is laid out for sm_100 in a way that its compiler refuses.
+    return bits.to(dtype, bitcast=True)
 
 
 @triton.jit

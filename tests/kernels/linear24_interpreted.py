@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import traceback
+from unittest import mock
 
 if __name__ == "__main__":
     # Read by triton when a kernel is decorated.
@@ -138,7 +139,117 @@ def _shape(name):
         assert bool(beside[:-1].isnan().all()), "wrote beside the output"
 
 
-CHECKS = {}
+def _call(x, weight, residual=None, activation=None, y=None, config=None):
+    from vlprune.kernels import linear24
+
+    y = x.new_empty(len(x), len(weight)) if y is None else y
+    linear24.linear24_few(x, *reference.pack24(weight), None, residual, activation, y, config)
+    return y
+
+
+def _against_float64(x, weight, **how):
+    exact, dense = F.linear(x.double(), weight.double()), F.linear(x, weight)
+    y = _call(x, weight, **how)
+    close(y, dense, exact, x.double().abs() @ weight.double().abs().T + 1)
+    return y
+
+
+def _warps():
+    """The order of columns where single warps multiply: before sm_90, and on sm_120."""
+    from vlprune.kernels import linear24
+
+    for capability in (80, 120):
+        with mock.patch.object(linear24, "_device", lambda index, capability=capability: (132, capability)):
+            for cols, form in ((128, "one"), (384, "split"), (76, "deep")):
+                x, weight = surrounded(19, cols, torch.bfloat16, 5), weight24(35, cols, torch.bfloat16, 6)
+                _against_float64(x, weight, config=linear24.Config(*FORMS[form]))
+
+
+def _pairs():
+    """Every pair of places, bit for bit: a token of a single one sees a column of the weight."""
+    for dtype in DTYPES.values():
+        weight = torch.zeros(6, 64, dtype=dtype)
+        pairs = list(itertools.combinations(range(4), 2))
+        for group, row in itertools.product(range(16), range(6)):
+            pair = pairs[(group + row) % 6]
+            weight[row, [4 * group + place for place in pair]] = torch.tensor([1.5 + group, -2.0 - row]).to(
+                dtype
+            )
+        assert torch.equal(_call(torch.eye(64, dtype=dtype), weight), weight.T)
+
+
+def _every_config():
+    from vlprune.kernels import linear24
+
+    x, weight = surrounded(20, 256, torch.float16, 5), weight24(150, 256, torch.float16, 6)
+    tried = linear24.configs(20, 150, 256)
+    assert len(set(tried)) == len(tried) > 10
+    for config in tried:
+        y = _against_float64(x, weight, config=config)
+        assert torch.equal(_call(x, weight, config=config), y), "not the same bits again"
+
+
+def _estimates():
+    """There is always something to choose, and tensors of a few MB occupy most of a GPU."""
+    from vlprune.kernels import linear24
+
+    for tokens in (*range(1, 300, 7), 577, 5000):
+        tile = linear24.tile_of_tokens(tokens)
+        assert len(tile) <= 2
+        assert sum(tile) <= linear24.MOST_TOKENS
+        assert sum(tile) * -(-tokens // sum(tile)) < tokens + 16 + tokens // 2
+        for size, out, cols in itertools.product((2, 4), (1, 77, 768, 4096), (4, 64, 768, 4096)):
+            assert linear24.configs(tokens, out, cols, size)
+    for out, cols in ((4096, 1024), (1024, 4096), (4096, 4096)):
+        config = linear24.configs(50, out, cols)[0]
+        assert 100 <= -(-out // config.rows) * config.split <= 264
+
+
+def _memory():
+    """Odd steps between tokens, odd addresses, a result in the residual's place, a given workspace."""
+    from vlprune.kernels import linear24
+
+    weight = weight24(33, 192, torch.bfloat16, 1)
+    wide = torch.full((9, 203), math.nan, dtype=torch.bfloat16)
+    for x in (wide[:, 3:195], wide[:, 1:193], wide[::2, 8:200]):
+        x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(4)))
+        for form in ("one", "split"):
+            config = linear24.Config(*FORMS[form])
+            alone = _against_float64(x, weight, config=config)
+            y = alone.clone()
+            _call(x, weight, residual=y, y=y, config=config)
+            # Twice the sum, of which one was rounded before.
+            torch.testing.assert_close(y.float(), 2 * alone.float(), rtol=2.0**-7, atol=2.0**-6)
+            workspace = x.new_empty(linear24.few_workspace(config, len(x), 33) + 64, dtype=torch.uint8)
+            given = x.new_empty(len(x), 33)
+            packed = reference.pack24(weight)
+            linear24.linear24_few(x, *packed, None, None, None, given, config, workspace)
+            assert torch.equal(given, alone)
+            assert bool((workspace[-64:] == 0xFF).all())
+    for tokens, out in ((0, 33), (5, 0)):
+        assert _call(x[:tokens], weight[:out]).shape == (tokens, out)
+
+
+def _not_finite():
+    """A NaN reaches the outputs of its token or of its row of the weight, and no others."""
+    x, weight = surrounded(20, 64, torch.bfloat16, 5), weight24(20, 64, torch.bfloat16, 6)
+    clean = _call(x, weight)
+    weight[3, weight[3].nonzero()[0]] = math.nan
+    x[7, 9] = math.nan
+    y = _call(x, weight)
+    assert bool(y[:, 3].isnan().all() and y[7].isnan().all())
+    y[:, 3], y[7] = clean[:, 3], clean[7]
+    assert torch.equal(y, clean)
+
+
+CHECKS = {
+    "pairs": _pairs,
+    "single warps": _warps,
+    "every config": _every_config,
+    "estimates": _estimates,
+    "memory": _memory,
+    "not finite": _not_finite,
+}
 CASES = (*CHECKS, *SHAPES)
 
 
