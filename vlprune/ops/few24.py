@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from . import gpu
-from .problem24 import Problem, aligned_rows
+from .problem24 import Problem
 
 __all__ = ["Few"]
+
+# Configs that are measured, of some fifty.
+_TRIED = 3
 
 
 @functools.cache
@@ -38,8 +41,8 @@ class Few:
         return None
 
     def able(self, problem: Problem) -> list[str]:
-        """The config that the kernels' own count prefers, then the one nearest to it in its split."""
-        return [_named(config) for config in _near(problem, gpu.multiprocessors(gpu.index_of(None)))]
+        """The configs that the kernels themselves expect most of, best first."""
+        return list(_by_name(problem.tokens, problem.out, problem.inputs, problem.dtype.itemsize))[:_TRIED]
 
     def runs(self, config: str, problem: Problem) -> bool:
         """Whether it is one of those that are worth a measurement for such a problem."""
@@ -48,7 +51,7 @@ class Few:
     def candidates(
         self, problem: Problem, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Sequence[str]:
-        """Two: each is compiled before it can be measured, which takes seconds."""
+        """Few: each is compiled before it can be measured, which takes seconds."""
         return self.able(problem)
 
     def weight(self, values: Tensor, meta: Tensor) -> Tensor:
@@ -68,8 +71,8 @@ class Few:
     ) -> Tensor:
         """Launch a config; x and residual are copied only where a kernel cannot read them."""
         (tokens, inputs), out = x.shape, values.shape[0]
-        x, _ = aligned_rows(x)
-        residual = None if residual is None else aligned_rows(residual)[0]
+        x = x if x.stride(1) == 1 else x.contiguous()
+        residual = residual if residual is None or residual.stride(1) == 1 else residual.contiguous()
         bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
         y = x.new_empty(tokens, out) if y is None else y
         how = _by_name(tokens, out, inputs, x.itemsize)[config]
@@ -83,15 +86,5 @@ def _named(config: Any) -> str:
 
 @functools.lru_cache(1024)
 def _by_name(tokens: int, out: int, inputs: int, size: int) -> dict[str, Any]:
-    return {_named(config): config for config in _kernels().configs(tokens, out, inputs, size)}
-
-
-def _near(problem: Problem, processors: int) -> list[Any]:
-    sizes = (problem.tokens, problem.out, problem.inputs, problem.dtype.itemsize)
-    first = _kernels().choose(*sizes, processors)
-    same = [
-        config
-        for config in _kernels().configs(*sizes)
-        if config._replace(split=first.split) == first and config != first
-    ]
-    return [first, *sorted(same, key=lambda config: abs(config.split - first.split))[:1]]
+    processors = gpu.multiprocessors(gpu.index_of(None))
+    return {_named(config): config for config in _kernels().configs(tokens, out, inputs, size, processors)}

@@ -1,0 +1,192 @@
+"""What linear24's forms by Triton and by cuSPARSELt are handed, on CPU tensors; when a result is trusted."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from vlprune.ops import backend, cuda24, extensions, few24, gpu, measure24, reference
+from vlprune.ops.problem24 import Problem
+
+from . import fake_cuda
+from .cases import normal, packed
+from .test_cuda24 import check, pretend_times
+from .test_linear24 import ACTIVATIONS
+
+
+class Config(NamedTuple):
+    rows: int
+    depth: int
+    split: int
+    warps: int
+    stages: int
+
+
+CONFIGS = tuple(Config(128, 64, split, 4, 5) for split in (2, 1, 4, 8, 16))
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """As if a GPU were here, without the compiled kernels."""
+    kernels = fake_cuda.install(monkeypatch, tmp_path)
+    monkeypatch.setattr(extensions, "cuda_extension", lambda: (None, "the CUDA extension is not built"))
+    return kernels
+
+
+@pytest.fixture
+def few(alone, monkeypatch):
+    """The Triton kernels, played by PyTorch; what they were called with."""
+    calls = []
+
+    def linear24_few(x, values, meta, bias, residual, activation, y, config=None, workspace=None):
+        assert x.stride(1) == 1
+        assert residual is None or residual.stride(1) == 1
+        assert bias is None or bias.is_contiguous()
+        y.copy_(
+            reference.linear24(
+                x.float(), values.float(), meta, None if bias is None else bias.float(), activation
+            )
+        )
+        if residual is not None:
+            y += residual
+        calls.append((x, values, meta, config))
+
+    module = SimpleNamespace(configs=lambda *sizes: CONFIGS, linear24_few=linear24_few)
+    monkeypatch.setattr(few24, "_kernels", lambda: module)
+    monkeypatch.setattr(backend, "_why_not_triton", lambda op, device: None)
+    few24._by_name.cache_clear()
+    yield calls
+    few24._by_name.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_few_tokens(few, monkeypatch, dtype, activation):
+    timed = pretend_times(monkeypatch, **{"triton_128x64 split 4 warps 4 stages 5": 1.0})
+    values, meta = packed(24, 44, dtype)
+    bias, residual = normal(48, dtype=dtype)[::2], normal(24, 7, dtype=dtype, seed=3).t()
+    for x in (normal(7, 44, dtype=dtype), normal(44, 7, dtype=dtype).t()):
+        check(x, values, meta, bias, activation, residual)
+        handed, kept, places, config = few[-1]
+        assert config == CONFIGS[2]
+        assert (kept is values, places is meta) == (True, True)
+        assert (handed.data_ptr() == x.data_ptr()) == x.is_contiguous()
+    assert [len(names) for names in timed] == [1 + few24._TRIED]
+
+
+def test_few_is_one_of_several(few, monkeypatch, tmp_path):
+    kernels = fake_cuda.install(monkeypatch, tmp_path)
+    monkeypatch.setattr(backend, "_why_not_triton", lambda op, device: None)
+    timed = pretend_times(monkeypatch)
+    values, meta = packed(24, 48, torch.bfloat16)
+    check(normal(7, 48, dtype=torch.bfloat16), values, meta)
+    assert {name.partition(",")[0] for name in timed[0]} == {"dense", "sm90", "sm80", "triton"}
+    assert kernels["sm90"].calls
+
+
+@pytest.fixture
+def library(alone, monkeypatch):
+    """PyTorch's functions for cuSPARSELt, played by PyTorch's dense product; what was asked of them."""
+    calls = []
+
+    def sparse_mm(weight, dense, bias=None, transpose_result=False, alg_id=0):
+        assert transpose_result
+        assert dense.shape[1] % 8 == 0
+        assert dense.t().is_contiguous()
+        calls.append((alg_id, tuple(dense.shape)))
+        y = torch.nn.functional.linear(
+            dense.t().float(), weight.float(), None if bias is None else bias.float()
+        )
+        return (y + (alg_id == 5)).to(weight.dtype)
+
+    def search(weight, dense, bias=None, transpose_result=False):
+        calls.append(("search", tuple(dense.shape)))
+        return 3
+
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "_cslt_compress", lambda weight: weight.clone())
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", sparse_mm)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
+    return calls
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize("tokens", [1, 8, 13])
+def test_cusparselt_where_nothing_else_can(library, monkeypatch, activation, tokens):
+    timed = pretend_times(monkeypatch, **{"cusparselt_alg 3": 1.0})
+    values, meta = packed(32, 48, torch.bfloat16)
+    x = normal(tokens, 48, dtype=torch.bfloat16)
+    bias, residual = normal(32, dtype=torch.bfloat16), normal(tokens, 32, dtype=torch.bfloat16, seed=3)
+    # Three roundings (product, activation, sum) where the other forms have one.
+    monkeypatch.setitem(check.__globals__["TOLERANCE"], torch.bfloat16, 3e-2)
+    check(x, values, meta, bias, activation, residual)
+    assert timed == [["dense", "cusparselt, config alg 0", "cusparselt, config alg 3"]]
+    assert library[0] == ("search", (48, -(-tokens // 8) * 8))
+    assert library[-1] == (3, (48, -(-tokens // 8) * 8))
+
+
+def test_cusparselts_wrong_algorithms_are_dropped(library, monkeypatch):
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 5)
+    pretend_times(monkeypatch, **{"cusparselt_alg 5": 1.0, "cusparselt_alg 0": 2.0})
+    values, meta = packed(32, 48, torch.bfloat16)
+    with pytest.warns(
+        UserWarning, match="cusparselt, config alg 5 is not used for 8 tokens, .* its result is wrong"
+    ):
+        check(normal(8, 48, dtype=torch.bfloat16), values, meta)
+    assert library[-1][0] == 0
+
+
+def test_cusparselt_is_not_searched_in_float16_on_hopper(library, monkeypatch):
+    pretend_times(monkeypatch)
+    values, meta = packed(32, 48, torch.float16)
+    check(normal(8, 48, dtype=torch.float16), values, meta)
+    assert {call[0] for call in library} == {0}
+
+
+def test_cusparselt_makes_its_weight_anew_when_values_change(library, monkeypatch):
+    pretend_times(monkeypatch)
+    values, meta = packed(32, 48, torch.bfloat16)
+    x = normal(8, 48, dtype=torch.bfloat16)
+    check(x, values, meta)
+    values.mul_(-2)
+    check(x, values, meta)
+    meta.copy_(packed(32, 48, torch.bfloat16, seed=7)[1])
+    check(x, values, meta)
+    monkeypatch.setattr(gpu, "capturing", lambda: True)
+    check(x, values, meta)
+    values.mul_(2)
+    with pytest.raises(RuntimeError, match="no form for the cusparselt backend yet"):
+        cuda24.linear24(x, values, meta)
+
+
+def test_random_weights_are_packed():
+    for inputs in (4, 12, 64):
+        values, meta = measure24.random_packed(40, inputs, torch.bfloat16, "cpu")
+        dense = reference.unpack24(values, meta)
+        assert torch.equal(torch.stack(reference.pack24(dense)[1:]), meta[None])
+        assert (dense.view(40, -1, 4) != 0).sum(-1).eq(2).all()
+
+
+def test_trust():
+    operands = measure24.Operands(
+        Problem(700, 24, 48, torch.bfloat16, "gelu", True, True), torch.device("cpu"), 1
+    )
+    right = operands.product(operands.x[0], operands.dense[0])
+    assert measure24.trusted(operands, lambda y: right)
+    assert measure24.trusted(operands, lambda y: y.copy_(right))
+    exact = operands.product(operands.x[0].double(), operands.dense[0].double())
+    assert measure24.trusted(operands, lambda y: exact.bfloat16())
+    for place in ((0, 0), (699, 23), (350, 7)):
+        for wrong in (float("nan"), float("inf")):
+            result = right.clone()
+            result[place] = wrong
+            assert not measure24.trusted(operands, lambda y, result=result: result)
+    # 512 of the 700 tokens are compared, the first and the last among them.
+    for token in (0, 699):
+        result = right.clone()
+        result[token, 3] += 0.1
+        assert not measure24.trusted(operands, lambda y, result=result: result)
+    assert not measure24.trusted(operands, lambda y: y)
+    assert not measure24.trusted(operands, lambda y: right[:-1])
+    assert not measure24.trusted(operands, lambda y: right + 0.1)
