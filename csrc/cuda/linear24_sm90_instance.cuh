@@ -15,8 +15,9 @@ constexpr DType dtype = DType::bf16;
 using Element = cutlass::bfloat16_t;
 #endif
 
+// Of this file alone: compiled for the other dtype it has the same name.
 template <class Shape, class Schedule>
-Instance instance(const char* name) {
+static Instance instance(const char* name) {
     using Kernel = typename Linear24<Element, Shape, Schedule>::Kernel;
     using Tile = typename Shape::Tile;
     constexpr int out = cute::size<0>(Tile{}), tokens = cute::size<1>(Tile{});

@@ -82,7 +82,8 @@ typename Kernel::Params make_params(const Linear24Call& call) {
     arguments.epilogue.dC = cute::make_stride(cute::_1{}, ldr, int64_t{0});
     arguments.epilogue.ptr_D = static_cast<Element*>(call.y);
     arguments.epilogue.dD = cute::make_stride(cute::_1{}, call.ldy, int64_t{0});
-    arguments.hw_info.sm_count = call.sms;
+    constexpr int cluster = cute::size(typename Kernel::ClusterShape{});
+    arguments.hw_info.sm_count = call.sms / cluster * cluster;
     if constexpr (splits_in<Kernel>) {
         using Mode = typename Kernel::TileScheduler::DecompositionMode;
         arguments.scheduler.splits = splits<Kernel>(call);
