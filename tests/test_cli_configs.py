@@ -6,12 +6,19 @@ import pytest
 
 from vlprune import ATV, MagnitudeConfig, PerTower, RIAConfig, WandaConfig
 from vlprune.allocation import OWL, ECoFLaP, PerLayer, Uniform
-from vlprune.cli.configs import configs
+from vlprune.cli.configs import variants_of
 from vlprune.cli.main import build_parser
 
 
+def variants(*args):
+    return variants_of(build_parser().parse_args([*map(str, args), "--out", "x"]))
+
+
 def parse(*args):
-    return configs(build_parser().parse_args([*map(str, args), "--out", "x"]))
+    """The configs of weights, where no modules are to go."""
+    made = variants(*args)
+    assert all(variant.structured is None for variant in made)
+    return [variant.weights for variant in made]
 
 
 @pytest.mark.parametrize(

@@ -32,17 +32,17 @@ def pairs(tmp_path):
     return load_data(f"pairs:{tmp_path / 'pairs.tsv'}", lambda im: pil_to_tensor(im) / 255, Words())
 
 
-CONFIGS = [
-    MagnitudeConfig(),
-    WandaConfig(samples=6, batch_size=3),
-    WandaConfig(pattern="unstructured", sparsity=0.7, samples=6),
+VARIANTS = [
+    pipeline.Variant(MagnitudeConfig()),
+    pipeline.Variant(WandaConfig(samples=6, batch_size=3)),
+    pipeline.Variant(WandaConfig(pattern="unstructured", sparsity=0.7, samples=6)),
 ]
 OPTIONS = pipeline.RunOptions("tiny", "pairs", "pairs", batch=2, rounds=5)
 
 
 @pytest.fixture
 def record(clip, pairs, tmp_path):
-    return pipeline.run(clip, pairs, pairs, CONFIGS, OPTIONS, tmp_path / "out", say=lambda line: None)
+    return pipeline.run(clip, pairs, pairs, VARIANTS, OPTIONS, tmp_path / "out", say=lambda line: None)
 
 
 def test_record_holds_every_variant(record, tmp_path):
@@ -61,7 +61,7 @@ def test_record_holds_every_variant(record, tmp_path):
 
 def test_dense_model_is_not_changed(clip, pairs, tmp_path):
     before = {n: p.clone() for n, p in clip.named_parameters()}
-    pipeline.run(clip, pairs, pairs, CONFIGS[:1], OPTIONS, tmp_path / "out", say=lambda line: None)
+    pipeline.run(clip, pairs, pairs, VARIANTS[:1], OPTIONS, tmp_path / "out", say=lambda line: None)
     assert all(torch.equal(p, before[n]) for n, p in clip.named_parameters())
 
 
@@ -74,7 +74,7 @@ def test_last_24_variant_is_saved(record, tmp_path):
 
 def test_killed_run_continues(clip, pairs, tmp_path, monkeypatch):
     """The second variant dies; the next run redoes that one and none before it."""
-    real, done = pipeline.prune_, []
+    real, done = pipeline.make.prune_, []
 
     def dying(model, config, calib):
         if len(done) == 1:
@@ -82,22 +82,22 @@ def test_killed_run_continues(clip, pairs, tmp_path, monkeypatch):
         done.append(config)
         return real(model, config, calib)
 
-    monkeypatch.setattr(pipeline, "prune_", dying)
-    arguments = (clip, pairs, pairs, CONFIGS, OPTIONS, tmp_path / "out")
+    monkeypatch.setattr(pipeline.make, "prune_", dying)
+    arguments = (clip, pairs, pairs, VARIANTS, OPTIONS, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(*arguments, say=lambda line: None)
     assert not (tmp_path / "out" / "report.json").exists()
     again = []
-    monkeypatch.setattr(pipeline, "prune_", lambda m, c, d: again.append(c) or real(m, c, d))
+    monkeypatch.setattr(pipeline.make, "prune_", lambda m, c, d: again.append(c) or real(m, c, d))
     record = pipeline.run(*arguments, say=lambda line: None)
-    assert (done, again) == (CONFIGS[:1], CONFIGS[1:])
+    assert (done, again) == ([VARIANTS[0].weights], [v.weights for v in VARIANTS[1:]])
     assert len(record["variants"]) == 3
 
 
 @pytest.mark.parametrize("change", ["weights", "options", "data", "saved model"])
 def test_other_arguments_start_anew(clip, pairs, tmp_path, monkeypatch, change):
     options = OPTIONS
-    pipeline.run(clip, pairs, pairs, CONFIGS[:1], options, tmp_path, say=lambda line: None)
+    pipeline.run(clip, pairs, pairs, VARIANTS[:1], options, tmp_path, say=lambda line: None)
     if change == "weights":
         with torch.no_grad():
             clip.text_projection.neg_()
@@ -107,10 +107,10 @@ def test_other_arguments_start_anew(clip, pairs, tmp_path, monkeypatch, change):
         pairs.captions[2][0] += "!"
     else:
         shutil.rmtree(tmp_path / "model")
-    calls, real = [], pipeline.prune_
-    monkeypatch.setattr(pipeline, "prune_", lambda m, c, d: calls.append(c) or real(m, c, d))
-    pipeline.run(clip, pairs, pairs, CONFIGS[:1], options, tmp_path, say=lambda line: None)
-    assert calls == CONFIGS[:1]
+    calls, real = [], pipeline.make.prune_
+    monkeypatch.setattr(pipeline.make, "prune_", lambda m, c, d: calls.append(c) or real(m, c, d))
+    pipeline.run(clip, pairs, pairs, VARIANTS[:1], options, tmp_path, say=lambda line: None)
+    assert calls == [VARIANTS[0].weights]
 
 
 def test_table_shows_the_records_numbers(record):
@@ -139,11 +139,11 @@ def test_page_is_whole_and_self_contained(record, tmp_path):
 
 
 def test_variants_of_one_name_stay_apart(clip, pairs, tmp_path):
-    configs = [
-        MagnitudeConfig(pattern="unstructured", sparsity=0.5, targets=targets)
+    variants = [
+        pipeline.Variant(MagnitudeConfig(pattern="unstructured", sparsity=0.5, targets=targets))
         for targets in (("visual",), ("text",))
     ]
-    record = pipeline.run(clip, pairs, pairs, configs, OPTIONS, tmp_path, say=lambda line: None)
+    record = pipeline.run(clip, pairs, pairs, variants, OPTIONS, tmp_path, say=lambda line: None)
     assert [v["name"] for v in record["variants"]] == ["magnitude 50%", "magnitude 50% (2)"]
     names = [{layer["name"].split(".")[0] for layer in v["prune"]["layers"]} for v in record["variants"]]
     assert names == [{"visual"}, {"transformer"}]
@@ -152,13 +152,13 @@ def test_variants_of_one_name_stay_apart(clip, pairs, tmp_path):
 @pytest.mark.parametrize("kept", ["[]", "{", '{"fingerprint": 1}'])
 def test_useless_progress_is_left_aside(clip, pairs, tmp_path, kept):
     (tmp_path / "progress.json").write_text(kept)
-    record = pipeline.run(clip, pairs, pairs, CONFIGS[:1], OPTIONS, tmp_path, say=lambda line: None)
+    record = pipeline.run(clip, pairs, pairs, VARIANTS[:1], OPTIONS, tmp_path, say=lambda line: None)
     assert len(record["variants"]) == 1
 
 
 @pytest.mark.parametrize("fault", ["target", "model folder", "out"])
 def test_faults_show_before_any_work(clip, pairs, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(pipeline, "evaluate", lambda *_: pytest.fail("evaluated first"))
+    monkeypatch.setattr(pipeline.job, "evaluate", lambda *_: pytest.fail("evaluated first"))
     config, out = MagnitudeConfig(), tmp_path / "out"
     if fault == "target":
         config = MagnitudeConfig(targets=("nope",))
@@ -168,18 +168,18 @@ def test_faults_show_before_any_work(clip, pairs, tmp_path, monkeypatch, fault):
     else:
         out.write_text("a file")
     with pytest.raises((ValueError, OSError), match=r"nope|model|out"):
-        pipeline.run(clip, pairs, pairs, [config], OPTIONS, out, say=lambda line: None)
+        pipeline.run(clip, pairs, pairs, [pipeline.Variant(config)], OPTIONS, out, say=lambda line: None)
 
 
 def test_bf16_run(clip, pairs, tmp_path):
     """Packed and dense both round after each layer: compared through the float32 model."""
     record = pipeline.run(
-        clip.bfloat16(), pairs, pairs, CONFIGS[:1], OPTIONS, tmp_path, say=lambda line: None
+        clip.bfloat16(), pairs, pairs, VARIANTS[:1], OPTIONS, tmp_path, say=lambda line: None
     )
     assert record["dtype"] == "bfloat16"
     assert 0 < max(record["variants"][0]["packed_error"].values()) < 0.2
 
 
-def test_no_configs(clip, pairs, tmp_path):
-    with pytest.raises(ValueError, match="at least one config"):
+def test_no_variants(clip, pairs, tmp_path):
+    with pytest.raises(ValueError, match="at least one variant"):
         pipeline.run(clip, pairs, pairs, [], OPTIONS, tmp_path)

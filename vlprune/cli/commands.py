@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,11 +21,15 @@ from ..files import read_json, write_json
 from ..models import LoadedModel, load_model
 from ..pipeline import RECORD_VERSION, RunOptions, run
 from ..prune import prune_
-from ..report import table, write_html
+from ..report import STUDY_FORMAT, study_table, table, write_html, write_study
 from ..sparsify import sparsify_
-from .configs import configs
+from ..structured import compact_
+from .configs import variants_of
 
 __all__ = ["COMMANDS"]
+
+# By the format of a file: its table, and what writes its page.
+_REPORTS = {"vlprune-report": (table, write_html), STUDY_FORMAT: (study_table, write_study)}
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -64,7 +69,7 @@ def _spec(args: argparse.Namespace) -> str:
 
 def _run(args: argparse.Namespace) -> None:
     say = _say(args.json)
-    variants = configs(args)
+    variants = variants_of(args)
     spec = _spec(args)
     calib_spec = args.calib or ("demo:train" if spec == "demo" else spec)
     out = Path(args.out)
@@ -78,13 +83,20 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _prune(args: argparse.Namespace) -> None:
-    (config,) = configs(args)
+    (variant,) = variants_of(args)
     check_target(args.out)
     loaded = _load(args)
     calib = load_data(args.data, loaded.preprocess, loaded.tokenizer) if args.data else None
-    report = prune_(loaded.model, config, calib)
-    result = {"prune": report.to_dict()}
-    lines = [str(report)]
+    result: dict[str, Any] = {}
+    lines: list[str] = []
+    if variant.structured is not None:
+        smaller = compact_(loaded.model, variant.structured, calib)
+        result["compact"] = smaller.to_dict()
+        lines.append(str(smaller))
+    if variant.weights is not None:
+        report = prune_(loaded.model, variant.weights, calib)
+        result["prune"] = report.to_dict()
+        lines.append(str(report))
     if args.pack:
         packed = sparsify_(loaded.model)
         result["sparsify"] = packed.to_dict()
@@ -115,20 +127,23 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    folder = Path(args.run)
-    record = read_json(folder / "report.json")
-    if not isinstance(record, dict) or record.get("format") != "vlprune-report":
-        raise ValueError(f"{folder / 'report.json'}: not the record of a vlprune run")
-    if record.get("version") != RECORD_VERSION:
-        raise ValueError(
-            f"{folder / 'report.json'}: expected version {RECORD_VERSION}, got {record.get('version')!r}"
-        )
+    path = Path(args.run)
+    if path.suffix != ".json" or path.is_dir():
+        path = path / "report.json"
+    record = read_json(path)
+    kind = record.get("format") if isinstance(record, dict) else None
+    if kind not in _REPORTS:
+        raise ValueError(f"{path}: neither the record of a vlprune run nor the file of a benchmark to draw")
+    if kind == "vlprune-report" and record.get("version") != RECORD_VERSION:
+        raise ValueError(f"{path}: expected version {RECORD_VERSION}, got {record.get('version')!r}")
+    as_text, write = _REPORTS[kind]
+    page = path.with_suffix(".html") if args.out is None else Path(args.out)
     try:
-        text = table(record)
-        write_html(record, folder / "report.html")
+        text = as_text(record)
+        write(record, page)
     except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{folder / 'report.json'}: incomplete record, {error} is missing") from error
-    print(json.dumps(record) if args.json else f"{text}\nReport: {folder / 'report.html'}")
+        raise ValueError(f"{path}: incomplete record, {error} is missing") from error
+    print(json.dumps(record) if args.json else f"{text}\nReport: {page}")
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..config import METHODS
 from .commands import COMMANDS
+from .structured import add_structured
 
 __all__ = ["main"]
 
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _model(run)
     _data(run)
     _method(run, several=True)
+    add_structured(run)
     run.add_argument("--batch", type=_positive, default=8, help="images a call when timing (default: 8)")
     run.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
     run.add_argument(
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _model(prune)
     prune.add_argument("--data", help="calibration data; not needed for magnitude")
     _method(prune, several=False)
+    add_structured(prune)
     prune.add_argument(
         "--pack", action="store_true", help="also swap in packed 2:4 layers where they are faster"
     )
@@ -78,8 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", help="also write the rows to this JSON file")
     _threads(bench)
 
-    report = _add(commands, "report", "show a finished run again and rewrite its page")
-    report.add_argument("run", help="folder that `vlprune run --out` wrote")
+    report = _add(
+        commands, "report", "show a finished run again, or curves of a benchmark, and write the page"
+    )
+    report.add_argument(
+        "run", help="folder that `vlprune run --out` wrote, or a result of benchmarks/mope.py"
+    )
+    report.add_argument("--out", help="page to write (default: beside the record)")
 
     _add(commands, "info", "machine, versions, and what each backend can do here")
     return parser
@@ -115,7 +123,7 @@ def _data(command: argparse.ArgumentParser) -> None:
 
 def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
     many = "+" if several else None
-    command.add_argument("--method", nargs=many, help=f"{', '.join(METHODS)} (default: wanda)")
+    command.add_argument("--method", nargs=many, help=f"{', '.join(METHODS)}, or none (default: wanda)")
     command.add_argument("--pattern", nargs=many, help='"2:4", any n:m, or unstructured (default: 2:4)')
     command.add_argument(
         "--sparsity", nargs=many, type=float, help="fraction of zeros of the unstructured pattern"

@@ -1,6 +1,7 @@
-"""A run's record as a table for the terminal, and as one self-contained HTML page with plots."""
+"""Records as tables for the terminal, and as self-contained HTML pages with plots."""
 
 from .page import write_html
+from .study import STUDY_FORMAT, study_table, write_study
 from .table import table
 
-__all__ = ["table", "write_html"]
+__all__ = ["STUDY_FORMAT", "study_table", "table", "write_html", "write_study"]
