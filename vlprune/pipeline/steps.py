@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import measure
+from ..files import read_json, write_json
 from ..fingerprint import add_weights
-from ..progress import Kept
 from .job import Job
 
 __all__ = ["Steps"]
@@ -21,7 +21,15 @@ class Steps:
     """Results of a job's steps; those that an earlier run with the same arguments finished are not redone."""
 
     def __init__(self, job: Job) -> None:
-        self._kept = Kept(job.out / "progress.json", _fingerprint(job))
+        self._path = job.out / "progress.json"
+        self._fingerprint = _fingerprint(job)
+        self._done: dict[str, Any] = {}
+        try:
+            kept = read_json(self._path)
+            if kept["fingerprint"] == self._fingerprint:
+                self._done = dict(kept["steps"])
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # nothing kept, or nothing of use: start anew
 
     def get(self, key: str, folder: Path | None, compute: Callable[[], Any]) -> Any:
         """The kept result, or else what is computed and kept now.
@@ -32,14 +40,14 @@ class Steps:
             compute: does the step.
 
         """
-        kept = self._kept.results
-        held = {} if folder is None else {f"in {folder.name}": key}
-        whole = folder is None or (
-            folder.is_dir() and all(kept.get(place) == step for place, step in held.items())
-        )
-        if key not in kept or not whole:
-            self._kept.add({key: compute()} | held)
-        return kept[key]
+        done, place = self._done, "" if folder is None else f"in {folder.name}"
+        gone = folder is not None and (done.get(place) != key or not folder.is_dir())
+        if key not in done or gone:
+            done[key] = compute()
+            if folder is not None:
+                done[place] = key
+            write_json(self._path, {"fingerprint": self._fingerprint, "steps": done})
+        return done[key]
 
 
 def _fingerprint(job: Job) -> str:
