@@ -15,7 +15,17 @@ from vlprune import demo, models
 from vlprune.data import PairData
 from vlprune.data.listing import Problems
 from vlprune.models.parts import block_parts
-from vlprune.structured import ablated, mask_modules, module_pruning_errors, mope
+from vlprune.structured import (
+    Keep,
+    StructuredConfig,
+    ablated,
+    choose,
+    compact_,
+    mask_modules,
+    module_pruning_errors,
+    mope,
+)
+from vlprune.structured.criteria import module_importance
 
 from .cases import Numbered, labelled_data, pair_data
 
@@ -340,3 +350,38 @@ def test_a_module_without_which_the_result_is_not_finite_is_named():
     out_proj.register_forward_hook(lambda _, args, out: out / args[0][..., :16].any())
     with pytest.raises(ValueError, match="without visual 1 heads 0: the visual tower gives NaN or infinite"):
         module_pruning_errors(model, data, ["heads"], towers=["visual"])
+
+
+def test_a_config_takes_the_same_ranks_of_neurons_from_every_layer():
+    model = build("clip")
+    data = pair_data(model)
+    keep = Keep(neurons=32)
+    config = StructuredConfig(
+        visual=keep, neuron_groups="rank", groups=4, samples=20, batch_size=8, stage="pretrain"
+    )
+    found = module_importance(model, data, config, "visual", ["neurons"])
+    blocks = models.view(model).towers["visual"].blocks
+    total = block_parts(blocks[0]).mlp.neurons
+    errors = {}
+    with mask_modules(model, {}):
+        full = vlprune.evaluate(model, data, batch_size=8).primary
+    for group in range(4):
+        kept = [n for n in range(total) if not group * total // 4 <= n < (group + 1) * total // 4]
+        with mask_modules(model, {"visual": {"neurons": {b.index: kept for b in blocks}}}):
+            errors["visual", None, "neurons", group] = (
+                full - vlprune.evaluate(model, data, batch_size=8).primary
+            )
+    assert named(found) == errors
+    assert len(set(errors.values())) > 1
+    report = compact_(model, config, data)
+    # one error for all layers, so that all lose neurons of the same ranks (after sorting, other ones)
+    assert {(e.layer, e.index) for e in report.errors} == {(None, group) for group in range(4)}
+    assert all(
+        after == 32 for layer in report.layers if layer.tower == "visual" for after in layer.neurons[1:]
+    )
+    lists = choose(build("clip"), config, found)["visual"]["neurons"]
+    assert len({tuple(kept) for kept in lists.values()}) == 1
+    with pytest.raises(ValueError, match=r"neuron_groups: target_speedup weighs layers .* expected 'layer'"):
+        StructuredConfig(target_speedup=2.0, neuron_groups="rank")
+    with pytest.raises(ValueError, match="neuron_groups: expected one of layer, rank, got 'all'"):
+        StructuredConfig(neuron_groups="all")

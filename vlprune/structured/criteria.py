@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def module_importance(
     tower: str,
     kinds: Sequence[str],
     progress: bool | None = None,
+    resume: str | os.PathLike[str] | None = None,
 ) -> list[ModuleError]:
     """Judge the modules of one tower by the config's criterion; those with the lowest `error` go first.
 
@@ -49,10 +51,11 @@ def module_importance(
     Args:
         model: an open_clip model.
         data: of `load_data`; for "gradient" batches ``(images, texts)`` will do; else not used.
-        config: criterion, groups, samples, batch size and seed.
+        config: criterion, groups and how they are judged, samples, batch size and seed.
         tower: "visual" or "text".
         kinds: some of "heads", "neurons" and "layers".
         progress: None shows a bar on a terminal, False never, True always.
+        resume: JSON file of `module_pruning_errors`, for "mope"; the others are soon done.
 
     Raises:
         ValueError: data that the criterion cannot use; layers without plain weights; a gradient that is not
@@ -67,9 +70,11 @@ def module_importance(
             "accuracy" if isinstance(data, LabelledData) else "retrieval",
             [tower],
             groups=config.groups,
+            across_layers=config.neuron_groups == "rank",
             limit=config.samples,
             batch_size=config.batch_size,
             progress=progress,
+            resume=resume,
         )
     split = models.split_attention_(model)
     try:

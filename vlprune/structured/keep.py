@@ -11,6 +11,7 @@ __all__ = ["Keep", "KeepCounts", "StructuredConfig", "round_keep"]
 STAGES = ("finetune", "pretrain")
 CRITERIA = ("mope", "magnitude", "gradient", "random")
 SCOPES = ("layer", "tower")
+NEURON_GROUPS = ("layer", "rank")
 TOWERS = ("visual", "text", "both")
 
 # Matrix units take sixteen values of an accumulated dimension at a time in bf16; 2:4 needs four.
@@ -104,6 +105,9 @@ class StructuredConfig:
             MagnCLIP and DynaCLIP); "random".
         scope: "layer" leaves every layer as many heads and neurons, as published; "tower" as many together.
         groups: of neurons in a layer, which "mope" judges as one.
+        neuron_groups: how it does: "layer" takes a group out of one layer at a time; "rank" takes those of
+            the same rank out of all layers at once, as was published: fewer evaluations, and every layer
+            loses the same ranks.
         samples: images of the data used at most.
         batch_size: images at once.
         seed: of "random".
@@ -120,6 +124,7 @@ class StructuredConfig:
     criterion: str = "mope"
     scope: str = "layer"
     groups: int = 8
+    neuron_groups: str = "layer"
     samples: int = 512
     batch_size: int = 64
     seed: int = 0
@@ -131,7 +136,8 @@ class StructuredConfig:
             if value is not None and not isinstance(value, Keep):
                 raise ValueError(f"{name}: expected Keep(heads=.., neurons=.., layers=..), got {value!r}")
         for name, allowed in (
-            ("stage", STAGES), ("criterion", CRITERIA), ("scope", SCOPES), ("tower", TOWERS)
+            ("stage", STAGES), ("criterion", CRITERIA), ("scope", SCOPES), ("tower", TOWERS),
+            ("neuron_groups", NEURON_GROUPS),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
@@ -160,6 +166,11 @@ class StructuredConfig:
             raise ValueError(
                 f"criterion: target_speedup weighs heads, neurons and layers against each other, which "
                 f"only mope does in one unit, got {self.criterion!r}"
+            )
+        if self.neuron_groups != "layer":
+            raise ValueError(
+                "neuron_groups: target_speedup weighs layers against each other, whose errors "
+                f"{self.neuron_groups!r} does not tell apart; expected 'layer'"
             )
 
     @property
