@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,7 @@ def compact_(
     notes: Sequence[str] = (),
     recover: Callable[[nn.Module], object] | None = None,
     progress: bool | None = None,
+    resume: str | os.PathLike[str] | None = None,
 ) -> CompactReport:
     """Take heads, neurons and layers out of a model, in place; outputs equal those inside `mask_modules`.
 
@@ -61,6 +63,8 @@ def compact_(
         recover: with stage "finetune" called with the model between width and depth, to train it; None with
             a target speed-up, which has no such steps.
         progress: None shows a bar on a terminal, False never, True always.
+        resume: JSON file in which the scores behind the errors are kept, so that a killed job that is called
+            again with the same model, data and arguments does not measure them again.
 
     Returns:
         A report. Its `keep_lists` count heads, neurons and layers as they were before this call; its
@@ -82,20 +86,25 @@ def compact_(
     if config.target_speedup is not None:
         if recover is not None:
             raise ValueError("recover: expected None with target_speedup, which takes everything out at once")
-        return _faster_(model, config, data, notes, progress)
+        return _faster_(model, config, data, notes, progress, resume)
     wanted = [kind for kind in KINDS if _towers(model, config, kind)]
     width = [kind for kind in wanted if kind != "layers"]
     said = [*notes, *_rounded(model, config)]
     if config.stage == "pretrain" or not width or "layers" not in wanted:
-        return _step_(model, config, data, wanted, said, progress)
-    first = _step_(model, config, data, width, said, progress)
+        return _step_(model, config, data, wanted, said, progress, resume)
+    first = _step_(model, config, data, width, said, progress, resume)
     if recover is not None:
         recover(model)
-    return _joined(first, _step_(model, config, data, ["layers"], [], progress))
+    return _joined(first, _step_(model, config, data, ["layers"], [], progress, resume))
 
 
 def _faster_(
-    model: nn.Module, config: StructuredConfig, data: Any, notes: Sequence[str], progress: bool | None
+    model: nn.Module,
+    config: StructuredConfig,
+    data: Any,
+    notes: Sequence[str],
+    progress: bool | None,
+    resume: str | os.PathLike[str] | None,
 ) -> CompactReport:
     """Take out what the target speed-up asks for."""
     costs = measure_costs(
@@ -111,7 +120,7 @@ def _faster_(
         reached.append(speedup)
         return lists
 
-    report = _step_(model, config, data, KINDS, notes, progress, by_speed)
+    report = _step_(model, config, data, KINDS, notes, progress, resume, by_speed)
     return replace(report, speedup=reached[0])
 
 
@@ -122,6 +131,7 @@ def _step_(
     kinds: Sequence[str],
     notes: Sequence[str],
     progress: bool | None,
+    resume: str | os.PathLike[str] | None,
     chooser: Callable[[Sequence[ModuleError]], KeepLists] | None = None,
 ) -> CompactReport:
     """Judge, choose and take out these kinds at once."""
@@ -138,7 +148,7 @@ def _step_(
     errors: list[ModuleError] = []
     for tower in ("visual", "text"):
         if own := [kind for kind in kinds if tower in _towers(model, config, kind)]:
-            errors += module_importance(model, data, config, tower, own, progress)
+            errors += module_importance(model, data, config, tower, own, progress, resume)
     lists = chooser(errors) if chooser else choose(model, config, errors, kinds)
     places = _original_places(model, orders)
     report = cut_(model, lists, notes)
