@@ -136,8 +136,8 @@ def test_copies_weights_by_16_bytes(folder, architecture):
     assert len(re.findall(r"\bLDG\b", sass)) == len(re.findall(r"LDG\.E\.128", sass))
 
 
-# Instructions a thread and group of four weights in the loop: all, and those of the integer pipes. At 4.8 TB/s
-# there is time for 27 and 13, with 132 multiprocessors at 1.7 GHz.
+# Instructions of the loop, a thread and group of four weights: all, and those of the integer pipes. There is
+# time for 27 and 13 at 4.8 TB/s, with 132 multiprocessors at 1.7 GHz.
 BUDGET = {"1": (17, 9), "50": (19, 10), "50-split": (19, 10), "50-256-rows": (18, 9), "50-deep": (18, 10)}
 INTEGER = r"PRMT|LOP3|IADD3|ISETP|SEL|SHF|LEA|VIADD|VIMNMX|PLOP3"
 
