@@ -8,6 +8,8 @@ DEMO_STAMP := $(VENV)/.demo-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
 .PHONY: demo test check bench accuracy gpu clean
+.PHONY: gpu-build gpu-test gpu-ceilings gpu-linear24 gpu-linear24-fp16 gpu-linear24-cusparselt gpu-model
+.PHONY: gpu-scoring gpu-attention gpu-sanitize
 
 demo: $(DEMO_STAMP)  ## prune, run and measure the built-in model (a few minutes)
 	$(BIN)/vlprune run demo --out out/demo
@@ -26,28 +28,46 @@ accuracy: $(DEMO_STAMP)  ## what every method costs the built-in model, and ever
 	$(BIN)/python benchmarks/accuracy.py methods --out out/demo-methods.json
 	$(BIN)/python benchmarks/accuracy.py split --seeds 3 --out out/demo-split.json
 
-# With the Python that has torch for the GPU already, so that it needs no network.
+# With the Python that has torch for the GPU already, so that it needs no network. PARTS takes some: PARTS="build
+# test", or single measurements, PARTS="linear24 model". A part that fails does not keep the others from running.
+GPU_MEASURED := ceilings linear24 linear24-fp16 linear24-cusparselt model scoring attention
+PARTS ?= build test measure sanitize
 GPU_OUT ?=
 GPU_PATH := PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH}
 GPU_RUN := $(GPU_PATH) $(PYTHON)
 # Of what runs only the kernels here, by parts of their names: PyTorch's own are not what is checked.
 GPU_KERNELS := _pack_one _pack_many _mask4 _mask_ranked _mask_units _count_digits _count_ties _write _partial _total
+GPU_KERNELS_24 := linear24_kernel device_kernel product finish
 EMPTY :=
 COMMA := ,
-SANITIZE := PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) compute-sanitizer --error-exitcode 1 \
-    --kernel-name $(subst $(EMPTY) $(EMPTY),$(COMMA),$(addprefix kns=,$(GPU_KERNELS)))
+SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) compute-sanitizer --error-exitcode 1 \
+    --kernel-name $(subst $(EMPTY) $(EMPTY),$(COMMA),$(addprefix kns=,$(1)))
 MEMCHECK := --tool memcheck --report-api-errors no
-GPU_BENCHMARKS := $(wildcard benchmarks/gpu_*.py)
 
 gpu:  ## on a machine with a GPU: build, test, measure, sanitize; rows go to GPU_OUT, or benchmarks/results/<gpu>
-	$(PYTHON) setup.py build_ext --inplace
-	$(GPU_RUN) -m pytest -q tests/ops tests/kernels
-	set -e; for script in $(GPU_BENCHMARKS); do name=$${script##*/gpu_}; \
-	    $(GPU_RUN) $$script $(if $(GPU_OUT),--out $(GPU_OUT)/$${name%.py}.json); done
-	if ! command -v compute-sanitizer >/dev/null; then \
-	    echo 'gpu: compute-sanitizer is not on the PATH: memory and races are not checked'; else \
-	    for tool in '$(MEMCHECK)' '--tool racecheck'; do \
-	        $(SANITIZE) $$tool $(PYTHON) benchmarks/gpu_scoring.py --check || exit 1; done; fi
+	@failed=; for part in $(patsubst measure,$(GPU_MEASURED),$(PARTS)); do \
+	    echo "gpu: $$part"; $(MAKE) --no-print-directory gpu-$$part || failed="$$failed $$part"; done; \
+	    if [ -n "$$failed" ]; then echo "gpu: failed:$$failed"; exit 1; fi
+
+gpu-build:
+	VLPRUNE_CUDA=1 $(PYTHON) setup.py build_ext --inplace
+
+gpu-test:
+	$(GPU_RUN) -m pytest -q tests/ops tests/kernels tests/cuda
+
+gpu-linear24-fp16 gpu-linear24-cusparselt: gpu-linear24-%:
+	$(GPU_RUN) -m benchmarks.gpu_linear24 --part $* $(if $(GPU_OUT),--out $(GPU_OUT)/linear24-$*.json)
+
+gpu-ceilings gpu-linear24 gpu-model gpu-scoring gpu-attention: gpu-%:
+	$(GPU_RUN) -m benchmarks.gpu_$* $(if $(GPU_OUT),--out $(GPU_OUT)/$*.json)
+
+gpu-sanitize:
+	@if ! command -v compute-sanitizer >/dev/null; then \
+	    echo 'gpu: compute-sanitizer is not on the PATH: memory and races are not checked'; exit 0; fi; \
+	    status=0; for tool in '$(MEMCHECK)' '--tool racecheck'; do \
+	        $(call SANITIZE,$(GPU_KERNELS)) $$tool $(PYTHON) -m benchmarks.gpu_scoring --check || status=1; \
+	        $(call SANITIZE,$(GPU_KERNELS_24)) $$tool $(PYTHON) -m benchmarks.gpu_linear24 --check || status=1; \
+	    done; exit $$status
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,30 +1,26 @@
 """Attention on a CUDA device: first against float64, then against every backend of PyTorch's attention.
 
-    python benchmarks/gpu_attention.py [--out benchmarks/results/<gpu>/attention.json]
+    python -m benchmarks.gpu_attention [--out benchmarks/results/<gpu>/attention.json]
 
 All start from the packed projection [B, S, 3*H*d] and end with the input of the output projection,
-[B, S, H*d], so that what a model has to permute counts. A time is that of a CUDA graph of calls, each on an
-input of its own and together more than the caches hold, divided by their number and interleaved over what is
-compared (`vlprune.measure.compare`). `speed-up` is against the best of PyTorch's; `share of copy` is the
-bytes that have to move (q, k and v read once, the result written once) by the time, over what a copy reaches.
+[B, S, H*d], so that what a model has to permute counts. Times are those of `gpu_common`. `speed-up` is
+against the best of PyTorch's; `share of copy` is the bytes that have to move (q, k and v read once, the
+result written once) by the time, over what a copy reaches.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vlprune import files, measure, ops
+from benchmarks.gpu_common import Report, calls_of, cold_times, copies_for, parser
+from vlprune import measure, ops
 from vlprune.ops import reference
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -46,27 +42,17 @@ FORMS = {
     "tiles of 64": (False, True, 64, 64, 4),
     "tiles of 128": (False, True, 128, 64, 8),
 }
-ROUNDS, BYTES, CALLS = 30, 256 * 2**20, 64
 
 
 def main() -> None:
     """Check, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="JSON to write; by default under benchmarks/results/<gpu>/")
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     if (reason := ops.why_not("triton", "head_attention")) is not None:
         sys.exit(f"gpu_attention: nothing to measure: {reason}")
-    machine = measure.machine_info()
-    machine["triton"] = importlib.metadata.version("triton")
-    print(f"{machine['gpu']}: {check()} results and as many gradients agree with float64")
-    rows = []
-    for row in measured():
-        rows.append(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items() if key != "times"))
-    folder = Path(__file__).parent / "results" / re.sub(r"\W+", "-", str(machine["gpu"])).lower().strip("-")
-    path = args.out or folder / "attention.json"
-    files.write_json(path, {"machine": machine, "rows": rows})
-    print(path)
+    report = Report("attention", args.out)
+    report.attempt("results, and as many gradients, that agree with float64", lambda: {"count": check()})
+    measured(report)
+    report.finish()
 
 
 def surrounded(batch: int, length: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -140,20 +126,6 @@ def forms(length: int, width: int, causal: bool, dtype: torch.dtype) -> Iterator
             yield name
 
 
-def graphed(calls: list[Callable[[], object]]) -> Callable[[], None]:
-    """Capture all calls, so that what is timed is the device alone."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    side.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph.replay
-
-
 def sdpa(backend: SDPBackend, heads: int, causal: bool) -> Callable[[Tensor], Tensor]:
     """PyTorch's attention by one backend, with the permutes around it."""
 
@@ -173,15 +145,13 @@ def runs(call: Callable[[Tensor], object], qkv: Tensor) -> bool:
     return True
 
 
-def compared(
-    what: str, batch: int, length: int, heads: int, causal: bool, training: bool = False
-) -> dict[str, Any]:
+def compared(batch: int, length: int, heads: int, causal: bool, training: bool = False) -> dict[str, Any]:
     """Time one shape by every means."""
     from vlprune.kernels import head_attention as kernels
 
     inner = heads * WIDTH
     moved = 4 * batch * length * inner * 2
-    copies = max(1, min(CALLS, BYTES // moved))
+    copies = copies_for(moved)
     inputs = [torch.randn(batch, length, 3 * inner, device="cuda").bfloat16() for _ in range(copies)]
     functions: dict[str, Callable[[Tensor], object]] = {
         "vlprune": lambda qkv: ops.head_attention(qkv, heads, causal)
@@ -197,18 +167,14 @@ def compared(
             how = (heads, causal, WIDTH**-0.5, False, kernels.Form(*FORMS[form]))
             functions[form] = lambda qkv, how=how: kernels.head_attention(qkv, *how)
     functions = {name: call for name, call in functions.items() if runs(call, inputs[0])}
-    candidates = {
-        name: graphed([lambda call=call, qkv=qkv: call(qkv) for qkv in inputs])
-        for name, call in functions.items()
-    }
+    candidates = {name: calls_of(call, [(qkv,) for qkv in inputs]) for name, call in functions.items()}
     # Half of what the kernel moves is read, half written.
-    halves = [torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2 * copies)]
-    candidates["copy"] = graphed([lambda i=i: halves[2 * i].copy_(halves[2 * i + 1]) for i in range(copies)])
-    times = measure.compare(candidates, device="cuda", rounds=ROUNDS, cold=True)
-    each = {name: timing.median / copies for name, timing in times.items()}
+    halves = [[torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2)] for _ in inputs]
+    candidates["copy"] = calls_of(lambda a, b: a.copy_(b), [tuple(pair) for pair in halves])
+    times = cold_times(candidates)
+    each = {name: timing.median for name, timing in times.items()}
     best = min((name for name in PEERS if name in each), key=each.__getitem__)
     row = {
-        "what": what,
         "microseconds": round(each["vlprune"] * 1e6, 2),
         "best of PyTorch": best,
         "speed-up": round(each[best] / each["vlprune"], 2),
@@ -225,21 +191,28 @@ def compared(
     return {**row, "times": {name: timing.to_dict() for name, timing in times.items()}}
 
 
-def measured() -> Iterator[dict[str, Any]]:
-    """One row for each thing measured."""
+def measured(report: Report) -> None:
+    """Add a row for each thing measured."""
     for length, causal in TOKENS:
         for heads in HEADS:
             for batch in BATCHES:
                 shape = f"{batch} x {length} tokens x {heads} heads{', causal' * causal}"
-                yield compared(shape, batch, length, heads, causal)
-    full = None
+                how = (batch, length, heads, causal)
+                report.attempt(shape, lambda how=how: compared(*how))
+    whole: list[float] = []
     for heads in (16, 12, 8, 5, 4):
-        row = compared(f"64 x 257 tokens x {heads} of 16 heads", 64, 257, heads, False)
-        full = full or row["microseconds"]
-        yield {**row, "times its share of all heads": round(row["microseconds"] / full * 16 / heads, 3)}
+        report.attempt(f"64 x 257 tokens x {heads} of 16 heads", lambda heads=heads: some(heads, whole))
     for length, causal in TOKENS:
         shape = f"with gradient, 64 x {length} tokens x 12 heads{', causal' * causal}"
-        yield compared(shape, 64, length, 12, causal, training=True)
+        how = (64, length, 12, causal)
+        report.attempt(shape, lambda how=how: compared(*how, training=True))
+
+
+def some(heads: int, whole: list[float]) -> dict[str, Any]:
+    """Time some of 16 heads; `whole` gets the time of all, which come first."""
+    row = compared(64, 257, heads, False)
+    whole.append(row["microseconds"])
+    return {**row, "times its share of all heads": round(row["microseconds"] / whole[0] * 16 / heads, 3)}
 
 
 if __name__ == "__main__":

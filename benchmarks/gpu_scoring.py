@@ -1,6 +1,6 @@
 """Scoring, selecting and packing on a CUDA device: first the definition's bits, then shares of memory speed.
 
-    python benchmarks/gpu_scoring.py [--check] [--out benchmarks/results/<gpu>/scoring.json]
+    python -m benchmarks.gpu_scoring [--check] [--out benchmarks/results/<gpu>/scoring.json]
 
 Times are those of one call replayed as a CUDA graph with the caches overwritten before it, interleaved over
 what is compared (`vlprune.measure.compare`). A share is the bytes that have to move (the weight read once,
@@ -10,19 +10,16 @@ rounds. Weights are random normal: zeros would cost a GPU less power, and so clo
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlprune import files, measure, ops
+from benchmarks.gpu_common import Report, cold_times, parser
+from vlprune import measure, ops
 from vlprune.ops import reference
 
 # [out, in] of the linears of ViT-L/14's 24 blocks: q, k, v and out; fc1; fc2.
@@ -48,27 +45,20 @@ ROUNDS = 50
 
 def main() -> None:
     """Check, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="JSON to write; by default under benchmarks/results/<gpu>/")
-    parser.add_argument("--check", action="store_true", help="compare the bits and time nothing")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--check", action="store_true", help="compare the bits and time nothing")
+    args = options.parse_args()
     # By name, an operator refuses what its kernel cannot do, where it else would go to the definition.
     os.environ["VLPRUNE_BACKEND"] = "triton"
     if (reason := ops.why_not("triton", "wanda_pack24")) is not None:
         sys.exit(f"gpu_scoring: nothing to measure: {reason}")
-    machine = measure.machine_info()
-    machine["triton"] = importlib.metadata.version("triton")
-    print(f"{machine['gpu']}: {check('cuda')} results have the bits of the definition")
     if args.check:
+        print(f"{check('cuda')} results have the bits of the definition")
         return
-    rows = []
-    for row in measured():
-        rows.append(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items() if key != "times"))
-    folder = Path(__file__).parent / "results" / re.sub(r"\W+", "-", str(machine["gpu"])).lower().strip("-")
-    path = args.out or folder / "scoring.json"
-    files.write_json(path, {"machine": machine, "rows": rows})
-    print(path)
+    report = Report("scoring", args.out)
+    report.attempt("results that have the bits of the definition", lambda: {"count": check("cuda")})
+    measured(report)
+    report.finish()
 
 
 def matrix(
@@ -120,31 +110,14 @@ def same(name: str, actual: Tensor, expected: Tensor) -> None:
         sys.exit(f"gpu_scoring: {name}: not the bits of the definition")
 
 
-def graphed(call: Callable[[], object]) -> Callable[[], None]:
-    """Capture `call`, so that what is timed is the device alone."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def compared(
-    what: str, bytes_: int, copied: Tensor, calls: dict[str, Callable[[], object]]
-) -> dict[str, Any]:
+def compared(bytes_: int, copied: Tensor, calls: dict[str, Callable[[], object]]) -> dict[str, Any]:
     """Time the calls beside a copy of `copied`; `bytes_` have to move in the first of them."""
     target = torch.empty_like(copied)
-    candidates = {name: graphed(call) for name, call in calls.items()}
-    candidates["copy"] = graphed(lambda: target.copy_(copied))
-    times = measure.compare(candidates, device="cuda", rounds=ROUNDS, cold=True)
+    candidates = {name: [call] for name, call in calls.items()}
+    times = cold_times({**candidates, "copy": [lambda: target.copy_(copied)]}, ROUNDS)
     first = times[next(iter(calls))].median
     copy = 2 * copied.nbytes / times["copy"].median
     return {
-        "what": what,
         "microseconds": round(first * 1e6, 1),
         "TB/s": round(bytes_ / first / 1e12, 3),
         "copy TB/s": round(copy / 1e12, 3),
@@ -154,32 +127,39 @@ def compared(
     }
 
 
-def measured() -> Iterator[dict[str, Any]]:
-    """One row for each thing measured."""
+def measured(report: Report) -> None:
+    """Add a row for each thing measured."""
+    selections = (("2:4", None), ("4:8", None), ("unstructured", 0.5))
     for shape in LARGE:
-        weight, norm = matrix(shape, torch.bfloat16)
-        packed = [t.nbytes for t in ops.wanda_pack24(weight, norm)]
-        yield compared(
-            f"wanda_pack24 {shape}",
-            weight.nbytes + sum(packed),
-            weight,
-            {"kernel": lambda w=weight, n=norm: ops.wanda_pack24(w, n)},
-        )
-        for pattern, sparsity in (("2:4", None), ("4:8", None), ("unstructured", 0.5)):
+        report.attempt(f"wanda_pack24 {shape}", lambda shape=shape: packed(shape))
+        for pattern, sparsity in selections:
             how = (pattern, sparsity, "row")
-            yield compared(
-                f"wanda_mask {pattern} {shape}",
-                weight.nbytes + weight.numel(),
-                weight,
-                {
-                    "kernel": lambda w=weight, n=norm, how=how: ops.wanda_mask(w, n, *how),
-                    "sort": lambda w=weight, n=norm, how=how: reference.wanda_mask(w, n, *how),
-                },
-            )
-        yield compared(
-            f"column_sumsq {shape}", weight.nbytes, weight, {"kernel": lambda w=weight: ops.column_sumsq(w)}
-        )
-    yield tower()
+            report.attempt(f"wanda_mask {pattern} {shape}", lambda shape=shape, how=how: masked(shape, how))
+        report.attempt(f"column_sumsq {shape}", lambda shape=shape: summed(shape))
+    report.attempt(f"wanda_pack24, the {len(TOWER)} linears of ViT-L/14's image tower", tower)
+
+
+def packed(shape: tuple[int, int]) -> dict[str, Any]:
+    """Score, select and pack one matrix."""
+    weight, norm = matrix(shape, torch.bfloat16)
+    written = sum(t.nbytes for t in ops.wanda_pack24(weight, norm))
+    return compared(weight.nbytes + written, weight, {"kernel": lambda: ops.wanda_pack24(weight, norm)})
+
+
+def masked(shape: tuple[int, int], how: tuple[Any, ...]) -> dict[str, Any]:
+    """Score and select, beside the definition, which sorts."""
+    weight, norm = matrix(shape, torch.bfloat16)
+    calls = {
+        "kernel": lambda: ops.wanda_mask(weight, norm, *how),
+        "sort": lambda: reference.wanda_mask(weight, norm, *how),
+    }
+    return compared(weight.nbytes + weight.numel(), weight, calls)
+
+
+def summed(shape: tuple[int, int]) -> dict[str, Any]:
+    """Sums of squares."""
+    weight, _ = matrix(shape, torch.bfloat16)
+    return compared(weight.nbytes, weight, {"kernel": lambda: ops.column_sumsq(weight)})
 
 
 def tower() -> dict[str, Any]:
@@ -191,7 +171,6 @@ def tower() -> dict[str, Any]:
     moved = sum(t.nbytes for t in weights) + sum(t.nbytes for pair in one.packed for t in pair)
     everything = torch.cat([weight.flatten() for weight in weights])
     return compared(
-        f"wanda_pack24, the {len(weights)} linears of ViT-L/14's image tower",
         moved,
         everything,
         {

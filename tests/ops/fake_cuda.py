@@ -131,5 +131,7 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     monkeypatch.setattr(cuda24, "_chosen", {})
     chooser24._memory.cache_clear()
     here = torch.device("cpu")
-    monkeypatch.setattr(measure24, "Operands", lambda problem, device: OPERANDS(problem, here, copies=2))
+    monkeypatch.setattr(
+        measure24, "Operands", lambda problem, device, copies=2: OPERANDS(problem, here, copies)
+    )
     return {each.name: each for each in kernels}

@@ -1,4 +1,7 @@
-"""Which form and config of `linear24` runs while nothing has been measured: by counting, not by the clock."""
+"""Which form and config of `linear24` runs while nothing has been measured: by counting, not by the clock.
+
+That is while a CUDA graph is captured, where Triton could not compile: compiled kernels come first.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from .problem24 import Problem
 
 __all__ = ["default", "steps"]
 
-# Up to here the weight's bytes are the time, and the kernels for few tokens read them once.
-_FEW = 64
 # Steps along the inputs that starting and ending a tile costs as much as.
 _ENDS = 4
 
@@ -25,8 +26,6 @@ def default(problem: Problem, able: Mapping[str, Mapping[str, Any]], processors:
         processors: multiprocessors of the device.
 
     """
-    if problem.tokens <= _FEW and "triton" in able:
-        return "triton", next(iter(able["triton"]))
     backend, configs = next(iter(able.items()))
     tiled = {name: tile for name, tile in configs.items() if tile}
     if not tiled:

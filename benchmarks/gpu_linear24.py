@@ -1,0 +1,284 @@
+"""linear24 on a CUDA device: first against float64, then against cuBLAS and cuSPARSELt.
+
+    python -m benchmarks.gpu_linear24 [--part NAME] [--quick] [--out FILE]
+
+Weights are those of ViT-B/16, ViT-L/14 and of a model 4096 wide. "vlprune" is what `linear24` chooses by
+itself, "dense" is `F.linear`. Times are those of `gpu_common`. TFLOP/s count the dense product's operations.
+Results must be within twice the dense product's error of float64. cuSPARSELt runs the best of its default and
+searched algorithms; in the part "cusparselt", in a process of its own, the best of all whose result is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu_common import Report, calls_of, cold_times, copies_for, host_seconds, parser
+from vlprune import ops
+from vlprune.ops import forms24, measure24
+from vlprune.ops.problem24 import Problem
+
+# [out, in] of qkv, fc1 and fc2 of each; of the smallest the two of the MLP.
+SHAPES = {
+    "B/16 fc1": (3072, 768),
+    "B/16 fc2": (768, 3072),
+    "L/14 qkv": (3072, 1024),
+    "L/14 out": (1024, 1024),
+    "L/14 fc1": (4096, 1024),
+    "L/14 fc2": (1024, 4096),
+    "4096 wide": (4096, 4096),
+}
+TOKENS = (50, 197, 257, 577, 512, 1024, 2048, 4096, 16384)
+FEWER = (50, 257, 4096)
+DEVICE = torch.device("cuda")
+BACKENDS = ("sm90", "sm80", "triton")
+# Tokens, outputs, inputs: less than a tile, no multiple of one, several, with inputs to share out.
+CHECKED = ((1, 8, 64), (9, 136, 192), (50, 200, 1024), (130, 264, 128), (77, 48, 80))
+# No cuSPARSELt in use numbers more.
+ALGORITHMS = 48
+
+
+def main() -> None:
+    """Check, measure, write."""
+    options = parser(__doc__)
+    options.add_argument("--part", choices=list(PARTS), action="append", help="only this; may be given again")
+    options.add_argument("--quick", action="store_true", help="fewer tokens")
+    options.add_argument("--check", action="store_true", help="only compare small products with float64")
+    args = options.parse_args()
+    if args.check:
+        print(f"{check()} results are within twice the dense product's error")
+        return
+    report = Report("-".join(("linear24", *(args.part or ()))), args.out)
+    for part in args.part or SAFE:
+        PARTS[part](report, args)
+    report.finish()
+
+
+def usable(problem: Problem, device: torch.device = DEVICE) -> Iterator[forms24.Form]:
+    """The forms of this package that can run a problem here."""
+    sizes = {"tokens": problem.tokens, "in_features": problem.inputs, "out_features": problem.out}
+    for backend in BACKENDS:
+        if ops.why_not(backend, "linear24", dtype=problem.dtype, device=device, **sizes) is None:
+            yield forms24.FORMS[backend]
+
+
+def check(device: torch.device = DEVICE) -> int:
+    """Compare every config of every backend with float64, small and odd sizes; how many were compared."""
+    count = 0
+    for (tokens, out, inputs), dtype in itertools.product(CHECKED, (torch.bfloat16, torch.float16)):
+        for activation, ends in ((None, False), ("gelu", True), ("quick_gelu", True)):
+            problem = Problem(tokens, out, inputs, dtype, activation, bias=ends, residual=ends)
+            operands = measure24.Operands(problem, device, 1)
+            for form in usable(problem, device):
+                weight = operands.weights(form)[0]
+                for config in form.able(problem):
+                    run = functools.partial(operands.run, form, config, weight, 0)
+                    if not measure24.trusted(operands, run):
+                        sys.exit(f"gpu_linear24: {form.name}, config {config}: wrong result for {problem}")
+                    count += 1
+    return count
+
+
+class Case:
+    """Operands of one problem, several copies of all that is read, and every way to compute it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = p = problem
+        read = p.out * p.inputs * 9 // 8 + p.tokens * p.inputs * 2
+        self.operands = measure24.Operands(p, DEVICE, copies_for(read))
+        o = self.operands
+        self.packed = [
+            (x, v, o.meta.clone(), o.bias, p.activation) for x, v in zip(o.x, o.values, strict=True)
+        ]
+        self.dense = [(x, w, o.bias) for x, w in zip(o.x, o.dense, strict=True)]
+
+    def trusted(self, what: str, run: Callable[[Tensor], Tensor]) -> None:
+        """Refuse a result that is too far from float64."""
+        if not measure24.trusted(self.operands, run):
+            raise ValueError(f"{what}: more than twice the dense product's error")
+
+    def times(self, **more: Sequence[Callable[[], object]]) -> dict[str, Any]:
+        """The operator beside the dense product and what else is given: a row."""
+        p, choice = self.problem, ops.tune24(*_sizes(self.problem), bias=self.problem.bias)
+        self.trusted("linear24", lambda _: ops.linear24(*self.packed[0]))
+        candidates = {
+            "vlprune": calls_of(ops.linear24, self.packed),
+            "dense": self.operands.dense_calls(),
+            **more,
+        }
+        times = cold_times(candidates)
+        mine = times["vlprune"].median
+        return {
+            "kernel": "none" if choice is None else f"{choice.backend} {choice.config}",
+            "microseconds": round(mine * 1e6, 2),
+            **{f"{name} times as long": round(times[name].median / mine, 3) for name in list(candidates)[1:]},
+            "TFLOP/s": round(2 * p.tokens * p.out * p.inputs / mine / 1e12, 1),
+            "copies": self.operands.copies,
+            "times": {name: timing.to_dict() for name, timing in times.items()},
+        }
+
+    def algorithms(self, numbers: Sequence[str]) -> tuple[str | None, list[Callable[[], object]]]:
+        """The fastest of cuSPARSELt's algorithms whose results are right, and its calls."""
+        form = forms24.FORMS["cusparselt"]
+        weights = self.operands.weights(form)
+        right: dict[str, list[Callable[[], object]]] = {}
+        for number in numbers or form.candidates(
+            self.problem, self.operands.x[0], self.operands.values[0], weights[0], self.operands.bias
+        ):
+            try:
+                self.trusted(number, lambda y, n=number: self.operands.run(form, n, weights[0], y=y))
+            except (RuntimeError, ValueError):
+                continue
+            right[number] = self.operands.calls(form, number, weights)
+        if not right:
+            return None, []
+        times = measure24.seconds_a_call(right)
+        best = min(times, key=times.__getitem__)
+        return best, right[best]
+
+
+def _sizes(problem: Problem) -> tuple[Any, ...]:
+    return problem.tokens, problem.out, problem.inputs, problem.dtype, problem.activation
+
+
+def _row(problem: Problem, *, algorithms: Sequence[str] = ()) -> dict[str, Any]:
+    case = Case(problem)
+    more: dict[str, Sequence[Callable[[], object]]] = {}
+    why_not = ops.why_not(
+        "cusparselt", "linear24", dtype=problem.dtype, device=DEVICE,
+        tokens=problem.tokens, in_features=problem.inputs, out_features=problem.out,
+    )  # fmt: skip
+    best = why_not
+    if why_not is None:
+        best, calls = case.algorithms(algorithms)
+        more = {"cuSPARSELt": calls} if calls else {}
+    if problem.activation == "gelu":
+        # The epilogue of cuBLASLt has the form with tanh, which is another function, and cheaper.
+        more["cuBLASLt GELU epilogue"] = calls_of(
+            lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True), case.dense
+        )
+    return {**case.times(**more), "cuSPARSELt's best": best}
+
+
+def _each(report: Report, shapes: Sequence[str], tokens: Sequence[int], **options: Any) -> None:
+    algorithms = options.pop("algorithms", ())
+    for name in shapes:
+        for count in tokens:
+            problem = Problem(count, *SHAPES[name], **{"dtype": torch.bfloat16, "bias": True, **options})
+            text = " ".join(
+                filter(None, (name, f"{count} tokens", str(problem.dtype)[6:], problem.activation))
+            )
+            report.attempt(text, lambda p=problem: _row(p, algorithms=algorithms))
+
+
+def measure_products(report: Report, args: argparse.Namespace) -> None:
+    """The product with its bias."""
+    _each(report, list(SHAPES), FEWER if args.quick else TOKENS)
+
+
+def measure_gelu(report: Report, args: argparse.Namespace) -> None:
+    """The first layer of an MLP with its activation; "dense" is then the product and GELU after it."""
+    tokens = FEWER if args.quick else (50, 257, 1024, 4096, 16384)
+    _each(report, ("B/16 fc1", "L/14 fc1"), tokens, activation="gelu")
+
+
+def measure_fp16(report: Report, args: argparse.Namespace) -> None:
+    """A sample in float16, in a process of its own: cuSPARSELt has broken a whole process there."""
+    _each(report, ("L/14 fc1", "L/14 fc2"), FEWER, dtype=torch.float16)
+
+
+def measure_cusparselt(report: Report, args: argparse.Namespace) -> None:
+    """All of cuSPARSELt's algorithms; in a process of its own, since one may break it."""
+    every = tuple(f"alg {number}" for number in range(ALGORITHMS))
+    _each(report, ("L/14 fc1", "L/14 fc2", "4096 wide"), FEWER, algorithms=every)
+
+
+def measure_configs(report: Report, args: argparse.Namespace) -> None:
+    """Every config of every backend on its own, with its error: what the choice is made of."""
+    for name in ("L/14 fc1", "L/14 fc2"):
+        for count in FEWER if args.quick else (50, 197, 257, 577, 2048, 16384):
+            problem = Problem(count, *SHAPES[name], torch.bfloat16, None, True)
+            report.attempt(f"configs {name} {count} tokens", lambda p=problem: _configs(p))
+
+
+def _configs(problem: Problem) -> dict[str, Any]:
+    operands = measure24.Operands(problem, DEVICE)
+    calls: dict[str, Sequence[Callable[[], object]]] = {"dense": operands.dense_calls()}
+    wrong: dict[str, str] = {}
+    for form in usable(problem):
+        weights = operands.weights(form)
+        for config in form.able(problem):
+            name = f"{form.name} {config}"
+            try:
+                if measure24.trusted(operands, functools.partial(operands.run, form, config, weights[0], 0)):
+                    calls[name] = operands.calls(form, config, weights)
+                else:
+                    wrong[name] = "wrong"
+            except RuntimeError as error:
+                wrong[name] = str(error).partition("\n")[0]
+    times = measure24.seconds_a_call(calls)
+    dense = times["dense"]
+    ranked = sorted(times.items(), key=lambda item: item[1])
+    return {
+        "best": ranked[0][0],
+        "dense microseconds": round(dense * 1e6, 2),
+        "dropped": wrong,
+        "microseconds": {name: round(t * 1e6, 2) for name, t in ranked},
+        **({"error": f"{len(wrong)} configs are not to be used"} if wrong else {}),
+    }
+
+
+def measure_host(report: Report, args: argparse.Namespace) -> None:
+    """What a call costs the host, at a size that keeps no device busy."""
+    report.attempt("host, 8 tokens of B/16 fc2", _host)
+
+
+@torch.no_grad()
+def _host() -> dict[str, Any]:
+    problem = Problem(8, *SHAPES["B/16 fc2"], torch.bfloat16, None, True)
+    case = Case(problem)
+    (packed, dense), o = (case.packed[0], case.dense[0]), case.operands
+    calls: dict[str, Callable[[], object]] = {"F.linear": lambda: F.linear(*dense)}
+    for backend in ("auto", "sm90", "sm80", "triton", "cusparselt"):
+        asked = (
+            None
+            if backend == "auto"
+            else ops.why_not(backend, "linear24", dtype=problem.dtype, device=DEVICE)
+        )
+        if asked is None:
+            calls[f"linear24 {backend}"] = lambda b=backend: ops.linear24(*packed, backend=b)  # type: ignore[misc]
+            calls[f"linear24 {backend}"]()
+    if "linear24 cusparselt" in calls:
+        weight = forms24.FORMS["cusparselt"].weight(o.values[0], o.meta)
+        x = o.x[0]
+        calls["_cslt_sparse_mm"] = lambda: torch._cslt_sparse_mm(
+            weight, x.t(), bias=o.bias, transpose_result=True
+        )
+    seconds = {name: host_seconds(call) for name, call in calls.items()}
+    if not all(math.isfinite(s) for s in seconds.values()):
+        raise ValueError("host: a time is not finite")
+    return {f"{name} microseconds": round(s * 1e6, 2) for name, s in seconds.items()}
+
+
+PARTS = {
+    "products": measure_products,
+    "gelu": measure_gelu,
+    "configs": measure_configs,
+    "host": measure_host,
+    "fp16": measure_fp16,
+    "cusparselt": measure_cusparselt,
+}
+# What runs unasked: the others may leave a process that can do nothing more.
+SAFE = ("products", "gelu", "configs", "host")
+
+if __name__ == "__main__":
+    main()
