@@ -129,7 +129,7 @@ def linear24_few(
         activation: None, "gelu" (exact, with erf) or "quick_gelu" (z * sigmoid(1.702 z)).
         y: [tokens, out], entries of a token next to each other; may be `residual`.
         config: how; chosen by the sizes if None.
-        workspace: `few_workspace` bytes of memory, at a multiple of 16; allocated if None.
+        workspace: uint8 of `few_workspace` bytes or more, at a multiple of 16; allocated if None.
 
     """
     (tokens, cols), out = x.shape, values.shape[0]
