@@ -1,6 +1,7 @@
 """A named speed-up, by a clock that counts parameters: what goes, and what is said of it."""
 
 import copy
+import dataclasses
 import itertools
 import json
 
@@ -15,6 +16,7 @@ from vlprune.structured import (
     Keep,
     ModuleError,
     StructuredConfig,
+    compact,
     compact_,
     mask_modules,
     module_pruning_errors,
@@ -80,14 +82,11 @@ def brute_force(errors, limit):
         for heads, neurons in itertools.product(range(5), neuron_counts(256)):
             saved = 10.0 * (4 - heads) - COST.neurons.at(neurons)
             own.append((100.0 - saved, cheapest(errors, layer, heads, neurons), True))
-        # of three that take as long only the best can be in the answer
-        own = [w for w in own if not any(o[0] <= w[0] and o[1] < w[1] and o[2] == w[2] for o in own)]
-        ways.append(own)
-    return min(
-        sum(w[1] for w in picked)
-        for picked in itertools.product(*ways)
-        if sum(w[0] for w in picked) <= limit and any(w[2] for w in picked)
-    )
+        ways.append(torch.tensor(own, dtype=torch.float64).T)
+    (s0, e0, k0), (s1, e1, k1), (s2, e2, k2) = ways
+    seconds = s0[:, None, None] + s1[:, None] + s2
+    stays = k0[:, None, None] + k1[:, None] + k2 > 0
+    return float((e0[:, None, None] + e1[:, None] + e2)[(seconds <= limit) & stays].min())
 
 
 @pytest.mark.parametrize("target", [1.2, 2.0, 4.0])
@@ -309,6 +308,17 @@ def test_the_report_says_what_was_named_predicted_and_measured():
     assert (written["target"], written["measured"]) == (2, speedup.measured)
     assert len(written["layers"]) == 3
     assert compact_(build("clip"), {"visual": {"layers": [0]}}).speedup is None
+
+
+@pytest.mark.parametrize(("agreement", "said"), [(0.85, True), (0.95, False), (1.2, True)])
+def test_a_sum_of_parts_that_is_off_is_said(agreement, said, monkeypatch):
+    model = build("clip")
+    costs = [dataclasses.replace(c, agreement=agreement) for c in measure_costs(model, ["visual"], batch=2)]
+    monkeypatch.setattr(compact, "measure_costs", lambda *_, **__: costs)
+    config = StructuredConfig(target_speedup=1.5, tower="visual", **SMALL)
+    report = compact_(model, config, pair_data(model), progress=False)
+    expected = f"visual: layers measured alone take {agreement:.0%} of what they take in the tower; "
+    assert any(note.startswith(expected) for note in report.notes) == said
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,12 @@ def test_what_heads_and_neurons_save_adds_up():
     assert cost.seconds(heads=0, neurons=0) == 0.0
     assert cost.seconds(heads=2, neurons=4) == pytest.approx(10.0 - 2.0 - 3.5)
     assert LayerCost(3.0).seconds() == 3.0
+    # noise on both sides does not make a layer give time back
+    assert LayerCost(1.0, Curve(((0, -0.7), (4, 0.0))), Curve(((0, -0.6), (8, 0.0)))).seconds(0, 0) == 0.0
 
 
 def test_a_tower_is_its_layers_and_the_rest():
     assert TowerCost("text", 1.5, (LayerCost(2.0), None, LayerCost(4.0))).whole == 7.5
+    # as it is, dense, though 2:4 would be faster
+    packed = LayerCost(2.0, Curve(((0, -1.0), (4, -0.5)), (4,)))
+    assert TowerCost("text", 1.5, (packed,)).whole == 3.5

@@ -8,12 +8,14 @@ from .mask import mask_modules
 from .modules import ModuleError
 from .mope import module_pruning_errors
 from .rewire import rewire_
+from .speedup import Speedup
 
 __all__ = [
     "CompactReport",
     "Keep",
     "LayerSizes",
     "ModuleError",
+    "Speedup",
     "StructuredConfig",
     "choose",
     "compact_",

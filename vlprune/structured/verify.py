@@ -27,7 +27,7 @@ __all__ = ["choose_and_verify", "measure_speedup", "pack_where_faster_"]
 _NEAR = 0.03
 _TRIES = 3
 # Comparisons, each of so many rounds, whose median is the measured speed-up.
-_REPEATS, _ROUNDS, _MIN_SECONDS, _MAX_SECONDS = 5, 7, 0.2, 30.0
+_REPEATS, _ROUNDS, _MIN_SECONDS, _MAX_SECONDS = 5, 5, 0.2, 30.0
 
 
 def choose_and_verify(
@@ -111,6 +111,7 @@ def measure_speedup(
             times = measure.compare(
                 {name: partial(run, name) for name in runs},
                 device=device,
+                warmup=1,
                 rounds=_ROUNDS,
                 min_seconds=_MIN_SECONDS,
                 max_seconds=_MAX_SECONDS,
