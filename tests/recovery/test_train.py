@@ -22,10 +22,11 @@ from vlprune.recovery import (
 )
 from vlprune.recovery.batches import Source
 from vlprune.recovery.config import TrainConfig
-from vlprune.recovery.loop import fit, learning_rate
+from vlprune.recovery.loop import fit
 from vlprune.recovery.losses import kl_loss, matching_loss
 from vlprune.recovery.objective import Distillation, SelfDistillation
 from vlprune.recovery.outputs import outputs_of
+from vlprune.recovery.step import learning_rate
 
 
 def pruned(model, **config):
@@ -139,8 +140,8 @@ def test_layers_of_a_shallower_student_map_to_those_that_were_left(clip, batches
     config = DistillConfig(itc=0, sim=0, feat=0, towers=("visual",), retained=retained)
     batch = Source([batches[0][0]], config, False).batch(0)
     found = Distillation(student, clip, config)(batch)["hidden"]
-    own = outputs_of(student, batch.images, None, ("visual",)).hidden["visual"]
-    other = outputs_of(clip, batch.images, None, ("visual",)).hidden["visual"]
+    own = outputs_of(student, batch, ("visual",)).hidden["visual"]
+    other = outputs_of(clip, batch, ("visual",)).hidden["visual"]
     expected = ((own[0] - other[0]).square().mean() + (own[1] - other[2]).square().mean()) / 2
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     # layer 0 is untouched, so it adds nothing

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import ImageData
+from ..data.dataset import ImageData, LabelledData
+from ..distributed import rank, world_size
 from .config import TrainConfig
 
 __all__ = ["Source", "TrainBatch"]
@@ -36,6 +37,8 @@ class TrainBatch:
 class Source:
     """Batches in an order that the seed and the epoch decide; of an epoch, what fills none is left out.
 
+    Where processes share the work, each has its part of the images of every batch.
+
     Args:
         data: of `load_data`; or batches, each ``(images, texts)`` or images alone, which stay as they are
             but for their order.
@@ -43,12 +46,15 @@ class Source:
         needs_texts: whether a batch must have texts.
 
     Raises:
-        ValueError: no data, none of the above, or batches without the texts that are needed.
+        ValueError: no data, none of the above, batches without the texts that are needed, or of a size that
+            the processes cannot share equally.
 
     """
 
     def __init__(self, data: Any, config: TrainConfig, needs_texts: bool) -> None:
         self._seed, self._needs_texts = config.seed, needs_texts
+        # here, because batches are made in another thread, which does not see `distributed.alone`
+        self._rank, self._ranks = rank(), world_size()
         self._images: ImageData | None = None
         self._given: list[TrainBatch] = []
         if isinstance(data, ImageData):
@@ -59,8 +65,12 @@ class Source:
         else:
             self._given = _read(data, needs_texts)
             self.length = self.steps_per_epoch = len(self._given)
+            self._size = 0
         if not self.steps_per_epoch:
             raise ValueError("data: expected at least one image, got none")
+        sizes = {len(batch.images) for batch in self._given} or {self._size}
+        if uneven := [size for size in sizes if size % self._ranks]:
+            raise ValueError(f"batch_size: {self._ranks} processes cannot share {uneven[0]} images equally")
         self.steps = config.steps or config.epochs * self.steps_per_epoch
 
     def batch(self, step: int) -> TrainBatch:
@@ -69,20 +79,33 @@ class Source:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(self.length, generator=generator)
         if self._images is None:
-            return self._given[int(order[place])]
-        own = order[place * self._size : (place + 1) * self._size].tolist()
+            return self._share(self._given[int(order[place])])
+        every = order[place * self._size : (place + 1) * self._size].tolist()
+        own = every[self._part(self._size)]
         found = list(self._images.subset(own).batches(self._size))
-        if not found:
-            raise ValueError(f"data: none of the {len(own)} images of step {step} could be decoded")
+        if not found or (self._ranks > 1 and len(found[0].index) < len(own)):
+            raise ValueError(f"data: too few of the {len(own)} images of step {step} could be decoded")
         (batch,) = found
-        texts, labels = (batch.texts, batch.labels) if self._needs_texts else (None, None)
-        if texts is not None and labels is not None:
-            # several images of a class share its prompt: one row of texts for it, or they would be each
-            # other's wrong answers
-            classes, labels = torch.unique(labels, return_inverse=True)
-            first = [int((labels == row).nonzero()[0]) for row in range(len(classes))]
-            texts = texts[first]
-        return TrainBatch(batch.images, texts, labels)
+        if not self._needs_texts:
+            return TrainBatch(batch.images, None, None)
+        if not isinstance(self._images, LabelledData):
+            return TrainBatch(batch.images, batch.texts, None)
+        # several images of a class share its prompt: one row of texts for it, or they would be each other's
+        # wrong answers
+        data = self._images
+        classes = {data.labels[position]: position for position in every}
+        rows = {label: row for row, label in enumerate(sorted(classes))}
+        texts = data.tokenizer([data.text(classes[label]) for label in rows])
+        labels = [rows[data.labels[own[position]]] for position in batch.index]
+        return TrainBatch(batch.images, texts, torch.tensor(labels))
+
+    def _share(self, batch: TrainBatch) -> TrainBatch:
+        part = self._part(len(batch.images))
+        return TrainBatch(batch.images[part], None if batch.texts is None else batch.texts[part], None)
+
+    def _part(self, size: int) -> slice:
+        each = size // self._ranks
+        return slice(self._rank * each, (self._rank + 1) * each)
 
     def ahead(self, start: int, end: int) -> Iterator[TrainBatch]:
         """Yield the batches of steps start to end, the next one being made while the caller works."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ..distributed import hides_progress, is_first, rank, world_size
 from ..files import write_text
 from ..models.running import model_device
-from .batches import Source, TrainBatch
+from .batches import Source
 from .config import TrainConfig
 from .objective import Objective
 from .outputs import checkpointed
 from .report import TrainReport
 from .state import Progress, load_state, save_state
+from .step import Step
 
-__all__ = ["fit", "learning_rate"]
+__all__ = ["fit"]
 
-_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound
 LOG_FILE = "log.jsonl"
 
 
@@ -45,7 +46,9 @@ def fit(
     """Minimise an objective over its student's trainable parameters, in place.
 
     A step is a function of the weights, the optimizer and the step's number alone, so a run that was
-    killed goes on from the last checkpoint in `out` as if nothing had happened.
+    killed goes on from the last checkpoint in `out` as if nothing had happened. The processes of one job
+    (see `vlprune.distributed`) share every batch under DistributedDataParallel, with the result of one
+    process up to rounding; the first writes.
 
     Args:
         kind: for the report, the bar and errors.
@@ -68,6 +71,7 @@ def fit(
     if not trained:
         raise ValueError(f"{kind}: the student has no trainable parameter (requires_grad)")
     zeros = {name: ~keep.to(device) for name, keep in (held or {}).items() if name in trained}
+    minimised = _shared(objective)
     state = Progress(
         student,
         _adamw(trained, config),
@@ -77,9 +81,9 @@ def fit(
     )
     if out is not None:
         load_state(out, state)
-        _cut_log(out / LOG_FILE, state.step)
     resumed = state.step
-    step = _Step(kind, objective, state, config, trained, zeros, source.steps)
+    writes = out if is_first() else None
+    step = Step(kind, minimised, state, config, trained, zeros, source.steps)
     with ExitStack() as stack:
         stack.callback(_restore_modes, [(m, m.training) for m in student.modules()])
         student.train()
@@ -87,23 +91,25 @@ def fit(
         if config.checkpointing:
             stack.enter_context(checkpointed(student))
         log = None
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            log = stack.enter_context((out / LOG_FILE).open("a", encoding="utf-8"))
-        disable = None if progress is None else not progress
+        if writes is not None:
+            writes.mkdir(parents=True, exist_ok=True)
+            _cut_log(writes / LOG_FILE, resumed)
+            log = stack.enter_context((writes / LOG_FILE).open("a", encoding="utf-8"))
         bar = stack.enter_context(
-            tqdm(total=source.steps, initial=resumed, desc=kind, unit="step", disable=disable)
+            tqdm(
+                total=source.steps, initial=resumed, desc=kind, unit="step", disable=hides_progress(progress)
+            )
         )
         for number, batch in enumerate(source.ahead(resumed, source.steps), start=resumed):
-            torch.manual_seed(config.seed * 1_000_003 + number)
+            torch.manual_seed(config.seed * 1_000_003 + number + 1_000_000_007 * rank())
             record = step(number, batch.to(device))
             if log is not None:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
             bar.update()
-            if out is not None and (state.step % config.save_every == 0 or state.step == source.steps):
-                save_state(out, state)
+            if writes is not None and (state.step % config.save_every == 0 or state.step == source.steps):
+                save_state(writes, state)
     state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, mean in state.ema.items():
@@ -115,79 +121,16 @@ def fit(
     return TrainReport(kind, len(history), size, losses, terms, time.perf_counter() - start, resumed)
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Rate of a step: a straight rise in the first ``warmup * steps``, then a cosine to its last share."""
-    warmup = int(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    low = config.final_learning_rate
-    return config.learning_rate * (low + (1 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
-
-
-class _Step:
-    """One optimizer step."""
-
-    def __init__(
-        self,
-        kind: str,
-        objective: Objective,
-        state: Progress,
-        config: TrainConfig,
-        trained: Mapping[str, nn.Parameter],
-        zeros: Mapping[str, Tensor],
-        steps: int,
-    ) -> None:
-        self.kind, self.objective, self.state, self.config = kind, objective, state, config
-        self.trained, self.zeros, self.steps = trained, zeros, steps
-
-    def __call__(self, number: int, batch: TrainBatch) -> dict[str, Any]:
-        """Take step `number` and return its line of the log."""
-        config, state = self.config, self.state
-        rate = learning_rate(number, self.steps, config)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.zero_grad(set_to_none=True)
-        dtype = _AMP.get(config.amp or "")
-        with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
-            terms = self.objective(batch)
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        loss = torch.stack(
-            [term.float() if term.dtype.itemsize < 4 else term for term in terms.values()]
-        ).sum()
-        if not bool(loss.isfinite()):
-            self._refuse(number, "the loss is", float(loss.detach()), values)
-        torch.autograd.backward(state.scaler.scale(loss))
-        state.scaler.unscale_(state.optimizer)
-        for name, zero in self.zeros.items():
-            if (grad := self.trained[name].grad) is not None:
-                grad.masked_fill_(zero, 0.0)
-        limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), limit))
-        if not math.isfinite(norm) and not state.scaler.is_enabled():
-            self._refuse(number, "the gradient's norm is", norm, values)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        self._after_step()
-        state.history.append(values)
-        return {"step": number, "loss": sum(values.values()), **values, "lr": rate, "grad_norm": norm}
-
-    @torch.no_grad()
-    def _after_step(self) -> None:
-        for name, zero in self.zeros.items():
-            self.trained[name].masked_fill_(zero, 0.0)
-        for name, parameter in self.trained.items():
-            if name.rpartition(".")[2] == "logit_scale" and parameter.numel() == 1:
-                parameter.clamp_(0.0, _MAX_LOGIT_SCALE)
-            if self.config.ema is not None:
-                self.state.ema[name].lerp_(parameter, 1 - self.config.ema)
-
-    def _refuse(self, number: int, what: str, value: float, terms: Mapping[str, float]) -> None:
-        shown = ", ".join(f"{name} {term:g}" for name, term in terms.items())
-        raise ValueError(
-            f"{self.kind}: {what} {value} at step {number} ({shown}); the weights are those before it. "
-            "A lower learning_rate, warmup or clip_norm may help"
-        )
+def _shared(objective: Objective) -> nn.Module:
+    """Give every rank the weights of the first, and the mean of all gradients."""
+    if world_size() == 1:
+        return objective
+    # masks are the same everywhere; torch 2.15 knows the option by another name
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False}
+    # a tower, or the logits' scale, may be left out of the loss
+    return DistributedDataParallel(objective, find_unused_parameters=True, **options)
 
 
 def _adamw(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

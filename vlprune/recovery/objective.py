@@ -12,6 +12,7 @@ from ..models.running import evaluating
 from . import losses
 from .batches import TrainBatch
 from .config import DistillConfig, RecoverConfig
+from .gathered import gather_rows
 from .outputs import Outputs, layer_map, outputs_of
 from .sparselora import dense_teacher
 
@@ -47,13 +48,13 @@ class SelfDistillation(Objective):
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Run the masked student and, unless lam is 0, the dense teacher."""
-        own = outputs_of(self.student, batch.images, batch.texts)
+        own = outputs_of(self.student, batch)
         terms: dict[str, Tensor] = {}
         if self.lam < 1:
-            terms["task"] = (1 - self.lam) * losses.matching_loss(own.logits, batch.labels, own.bias)
+            terms["task"] = (1 - self.lam) * losses.matching_loss(own.logits, _labels(batch), own.bias)
         if self.lam > 0:
             with torch.no_grad(), evaluating(self.student), dense_teacher(self.student):
-                other = outputs_of(self.student, batch.images, batch.texts)
+                other = outputs_of(self.student, batch)
             terms["kl"] = self.lam * losses.kl_loss(own.logits, other.logits)
         return terms
 
@@ -83,10 +84,10 @@ class Distillation(Objective):
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Run the student and, unless only the contrastive loss counts, the teacher."""
         config = self.config
-        own = outputs_of(self.student, batch.images, batch.texts, self.layers)
+        own = outputs_of(self.student, batch, self.layers)
         terms: dict[str, Tensor] = {}
         if config.itc:
-            terms["itc"] = config.itc * losses.matching_loss(own.logits, batch.labels, own.bias)
+            terms["itc"] = config.itc * losses.matching_loss(own.logits, _labels(batch), own.bias)
         if not (config.sim or config.feat or config.hidden):
             return terms
         other = self._taught(batch)
@@ -119,7 +120,11 @@ class Distillation(Objective):
                 stack.enter_context(torch.autocast(device, torch.bfloat16))
             else:
                 stack.enter_context(torch.autocast(device, enabled=False))
-            return outputs_of(teacher, batch.images, batch.texts, self.layers)
+            return outputs_of(teacher, batch, self.layers)
+
+
+def _labels(batch: TrainBatch) -> Tensor | None:
+    return None if batch.labels is None else gather_rows(batch.labels)
 
 
 def _alike(term: str, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:

@@ -14,46 +14,53 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import models
 from ..models.running import image_dtype
+from .batches import TrainBatch
+from .gathered import gather_rows
 
 __all__ = ["Outputs", "checkpointed", "layer_map", "outputs_of"]
 
 
 @dataclass
 class Outputs:
-    """Normalised embeddings [N, D] by tower, the logits' scale and bias, and hidden states by tower."""
+    """Normalised embeddings [N, D] by tower, the logits' scale and bias, and hidden states by tower.
+
+    With `shared_texts` every rank has the same texts, else its own.
+    """
 
     features: dict[str, Tensor]
     scale: Tensor
     bias: Tensor | None
     hidden: dict[str, list[Tensor]] = field(default_factory=dict)
+    shared_texts: bool = False
 
     @property
     def logits(self) -> Tensor:
-        """Scaled similarities [images, texts], at least float32, their scale at most CLIP's bound of 100."""
-        image, text = (self.features[tower] for tower in ("visual", "text"))
+        """Scaled similarities [images, texts] of all ranks, at least float32; the scale is at most 100."""
+        image, text = gather_rows(self.features["visual"]), self.features["text"]
+        text = text if self.shared_texts else gather_rows(text)
         wide = self.scale.float() if self.scale.dtype.itemsize < 4 else self.scale
         with torch.autocast(image.device.type, enabled=False):
             logits: Tensor = wide.exp().clamp(max=100.0) * image.to(wide.dtype) @ text.to(wide.dtype).T
         return logits
 
 
-def outputs_of(model: nn.Module, images: Tensor, texts: Tensor | None, hidden: Iterable[str] = ()) -> Outputs:
-    """Run the towers.
+def outputs_of(model: nn.Module, batch: TrainBatch, hidden: Iterable[str] = ()) -> Outputs:
+    """Run the towers; that of texts only where the batch has some.
 
     Args:
         model: an open_clip model.
-        images: [N, 3, H, W]; taken to the dtype of the model's image tower.
-        texts: token ids [M, L], or None to leave the text tower out.
+        batch: of images in any dtype; they are taken to that of the model's image tower.
         hidden: towers whose blocks' outputs are wanted.
 
     """
     own: Any = model
     dtype = image_dtype(model)
     with _recording(model, hidden) as states:
-        features = {"visual": own.encode_image(images.to(dtype), normalize=True)}
-        if texts is not None:
-            features["text"] = own.encode_text(texts, normalize=True)
-    return Outputs(features, own.logit_scale, getattr(own, "logit_bias", None), states)
+        features = {"visual": own.encode_image(batch.images.to(dtype), normalize=True)}
+        if batch.texts is not None:
+            features["text"] = own.encode_text(batch.texts, normalize=True)
+    bias = getattr(own, "logit_bias", None)
+    return Outputs(features, own.logit_scale, bias, states, batch.labels is not None)
 
 
 def layer_map(

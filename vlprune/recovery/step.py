@@ -1,0 +1,105 @@
+"""One optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import TrainBatch
+from .config import TrainConfig
+from .gathered import mean_over_ranks
+from .state import Progress
+
+__all__ = ["Step", "learning_rate"]
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Rate of a step: a straight rise in the first ``warmup * steps``, then a cosine to its last share."""
+    warmup = int(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    low = config.final_learning_rate
+    return config.learning_rate * (low + (1 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+class Step:
+    """One optimizer step: rate, loss, gradients under the masks, update.
+
+    Args:
+        kind: for errors.
+        objective: gives the terms of the loss for a batch.
+        state: what the step changes.
+        config: how to train.
+        trained: the parameters by name.
+        zeros: name -> True where a parameter is held at zero.
+        steps: of the whole training.
+
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        objective: nn.Module,
+        state: Progress,
+        config: TrainConfig,
+        trained: Mapping[str, nn.Parameter],
+        zeros: Mapping[str, Tensor],
+        steps: int,
+    ) -> None:
+        self.kind, self.objective, self.state, self.config = kind, objective, state, config
+        self.trained, self.zeros, self.steps = trained, zeros, steps
+
+    def __call__(self, number: int, batch: TrainBatch) -> dict[str, Any]:
+        """Take step `number` and return its line of the log."""
+        config, state = self.config, self.state
+        rate = learning_rate(number, self.steps, config)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=True)
+        dtype = _AMP.get(config.amp or "")
+        with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
+            terms: dict[str, Tensor] = self.objective(batch)
+        every = torch.stack([term.float() if term.dtype.itemsize < 4 else term for term in terms.values()])
+        values = dict(zip(terms, mean_over_ranks(every.detach().clone()).tolist(), strict=True))
+        loss = sum(values.values())
+        if not math.isfinite(loss):
+            self._refuse(number, "the loss is", loss, values)
+        torch.autograd.backward(state.scaler.scale(every.sum()))
+        state.scaler.unscale_(state.optimizer)
+        for name, zero in self.zeros.items():
+            if (grad := self.trained[name].grad) is not None:
+                grad.masked_fill_(zero, 0.0)
+        limit = math.inf if config.clip_norm is None else config.clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), limit))
+        if not math.isfinite(norm) and not state.scaler.is_enabled():
+            self._refuse(number, "the gradient's norm is", norm, values)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        self._after_step()
+        state.history.append(values)
+        return {"step": number, "loss": loss, **values, "lr": rate, "grad_norm": norm}
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        for name, zero in self.zeros.items():
+            self.trained[name].masked_fill_(zero, 0.0)
+        for name, parameter in self.trained.items():
+            if name.rpartition(".")[2] == "logit_scale" and parameter.numel() == 1:
+                parameter.clamp_(0.0, _MAX_LOGIT_SCALE)
+            if self.config.ema is not None:
+                self.state.ema[name].lerp_(parameter, 1 - self.config.ema)
+
+    def _refuse(self, number: int, what: str, value: float, terms: Mapping[str, float]) -> None:
+        shown = ", ".join(f"{name} {term:g}" for name, term in terms.items())
+        raise ValueError(
+            f"{self.kind}: {what} {value} at step {number} ({shown}); the weights are those before it. "
+            "A lower learning_rate, warmup or clip_norm may help"
+        )
