@@ -15,7 +15,7 @@ using namespace sm90;
 template <DType dtype>
 const auto& instances() {
     static const std::array<Instance, 9> all{
-        cooperative_256x128<dtype>(), cooperative_128x256<dtype>(), ping_pong_128x128<dtype>(),
+        cooperative_256x128<dtype>(), cooperative_128x192<dtype>(), ping_pong_128x128<dtype>(),
         ping_pong_64x128<dtype>(),    ping_pong_64x64<dtype>(),     ping_pong_64x32<dtype>(),
         split_128x128<dtype>(),       split_128x64<dtype>(),        split_128x32<dtype>()};
     return all;

@@ -14,7 +14,7 @@ struct Instance {
 template <DType>
 Instance cooperative_256x128();
 template <DType>
-Instance cooperative_128x256();
+Instance cooperative_128x192();
 template <DType>
 Instance ping_pong_128x128();
 template <DType>

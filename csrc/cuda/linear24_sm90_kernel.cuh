@@ -23,10 +23,15 @@ constexpr int tile_in = 128;
 // Elements in the 16 bytes that the copy engine asks of addresses and strides.
 constexpr int alignment = 8;
 
-template <int Out, int Tokens, int ClusterOut = 1, int ClusterTokens = 1>
+// Blocks of a cluster take neighbouring outputs and load their tokens once for all of them. The epilogue goes
+// through shared memory `Stored` tokens at a time, or as many as CUTLASS chooses: 16 instead of its 32 leave the
+// largest tiles a third stage.
+template <int Out, int Tokens, int Blocks = 1, int Stored = 0>
 struct Shape {
     using Tile = cute::Shape<cute::Int<Out>, cute::Int<Tokens>, cute::Int<tile_in>>;
-    using Cluster = cute::Shape<cute::Int<ClusterOut>, cute::Int<ClusterTokens>, cute::_1>;
+    using Cluster = cute::Shape<cute::Int<Blocks>, cute::_1, cute::_1>;
+    using Store = cute::conditional_t<Stored == 0, cutlass::epilogue::collective::EpilogueTileAuto,
+                                      cute::Shape<cute::_128, cute::Int<Stored>>>;
 };
 
 // Two groups of warps share each tile.
@@ -54,10 +59,9 @@ struct Linear24 {
     using Cluster = typename Shape::Cluster;
 
     using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-        cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
-        cutlass::epilogue::collective::EpilogueTileAuto, float, float, Element, cutlass::layout::ColumnMajor,
-        alignment, Element, cutlass::layout::ColumnMajor, alignment, typename Schedule::Epilogue,
-        Epilogue<Element, Tile>>::CollectiveOp;
+        cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster, typename Shape::Store, float,
+        float, Element, cutlass::layout::ColumnMajor, alignment, Element, cutlass::layout::ColumnMajor,
+        alignment, typename Schedule::Epilogue, Epilogue<Element, Tile>>::CollectiveOp;
 
     // Of the weight the builder counts both, the kept and the dropped: 16 bytes are 16 inputs.
     using CollectiveMainLoop = typename cutlass::gemm::collective::CollectiveBuilder<

@@ -26,6 +26,7 @@ constexpr size_t max_shapes = 4096;  // then it starts anew: lengths of texts ma
 // Locks lie at the end of the workspace, in the same place for every shape; sums before them.
 constexpr size_t lock_bytes = 4096;
 constexpr int most_sms = 152;
+constexpr int most_shared_bytes = cutlass::gemm::collective::detail::sm90_smem_capacity_bytes;
 
 template <class Kernel>
 constexpr bool splits_in = std::is_same_v<typename Kernel::TileSchedulerTag, Split>;
@@ -117,8 +118,11 @@ bool point_to(const Linear24Call& call, typename Kernel::Params& params) {
     activated.op_1 = {call.activation != Activation::none, gate_of(call.activation)};
     residual.present = call.residual != nullptr;
     if constexpr (splits_in<Kernel>) {
-        char* const locks = static_cast<char*>(call.workspace) + call.workspace_bytes / 128 * 128 - lock_bytes;
-        params.scheduler.reduction_workspace_ = locks - sum_bytes<Kernel>(call);
+        if (splits<Kernel>(call) > 1) {
+            const size_t end = call.workspace_bytes / 128 * 128;
+            char* const locks = static_cast<char*>(call.workspace) + end - lock_bytes;
+            params.scheduler.reduction_workspace_ = locks - sum_bytes<Kernel>(call);
+        }
     }
     return replace != nullptr && points(params.mainloop.tma_load_a, call.values) &&
            points(params.mainloop.tma_load_e, call.meta) && points(params.mainloop.tma_load_b, call.x) &&
@@ -137,7 +141,8 @@ template <class Kernel>
 bool params_for(const Linear24Call& call, typename Kernel::Params& params) {
     static std::mutex mutex;
     static std::map<Key, typename Kernel::Params> made;
-    const Key key{call.tokens, call.out, call.in, call.ldx, call.residual ? call.ldr : call.ldy, call.ldy, call.sms};
+    const int64_t ldr = call.residual ? call.ldr : call.ldy;
+    const Key key{call.tokens, call.out, call.in, call.ldx, ldr, call.ldy, call.sms};
     const std::lock_guard<std::mutex> guard(mutex);
     if (const auto found = made.find(key); found != made.end()) {
         params = found->second;
@@ -177,6 +182,7 @@ inline bool aligned(const Linear24Call& call) {
 
 template <class Kernel>
 int run(const Linear24Call& call) {
+    static_assert(Kernel::SharedStorageSize <= most_shared_bytes, "a block has less shared memory");
     if (!aligned(call)) return cudaErrorMisalignedAddress;
     if (call.workspace_bytes < workspace<Kernel>(call)) return cudaErrorInvalidValue;
     if (const cudaError_t error = allow_shared_memory<Kernel>()) return error;

@@ -1,0 +1,107 @@
+// Runs a compiled config on the host: CUDA's runtime and the driver's two functions are the ones below, which
+// write down what they are asked for. Prints a line of JSON for each thing that was asked.
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda/linear24_sm90.h"
+
+using namespace vlprune;
+
+namespace {
+
+constexpr uint64_t mark = 0x6d61705f6f665f78;
+struct Map {
+    uint64_t mark, address, rest[14];
+};
+
+template <class T>
+void list(const char* name, const T* values, int count) {
+    std::printf(", \"%s\": [", name);
+    for (int i = 0; i < count; ++i) std::printf("%s%llu", i ? ", " : "", (unsigned long long)values[i]);
+    std::printf("]");
+}
+
+CUresult encode(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address, const cuuint64_t* sizes,
+                const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t*, CUtensorMapInterleave,
+                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+    *reinterpret_cast<Map*>(map) = {mark, reinterpret_cast<uint64_t>(address), {}};
+    std::printf("{\"what\": \"encode\", \"address\": %llu", (unsigned long long)address);
+    list("sizes", sizes, rank);
+    list("strides", strides, rank - 1);
+    list("box", box, rank);
+    std::printf("}\n");
+    return CUDA_SUCCESS;
+}
+
+CUresult replace(CUtensorMap* map, void* address) {
+    auto* const encoded = reinterpret_cast<Map*>(map);
+    if (encoded->mark != mark) return CUDA_ERROR_INVALID_VALUE;
+    encoded->address = reinterpret_cast<uint64_t>(address);
+    return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+    *function = nullptr;
+    if (!std::strcmp(name, "cuTensorMapEncodeTiled")) *function = reinterpret_cast<void*>(encode);
+    if (!std::strcmp(name, "cuTensorMapReplaceAddress")) *function = reinterpret_cast<void*>(replace);
+    *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+}
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* launch, const void*, void** arguments) {
+    const dim3 grid = launch->gridDim;
+    std::printf("{\"what\": \"launch\", \"grid\": [%u, %u, %u], \"cluster\": [%u, %u], \"shared\": %zu, \"maps\": [",
+                grid.x, grid.y, grid.z, launch->attrs[0].val.clusterDim.x, launch->attrs[0].val.clusterDim.y,
+                launch->dynamicSmemBytes);
+    const auto* parameters = static_cast<const char*>(arguments[0]);
+    for (int found = 0, at = 0; found < 5; at += 64) {
+        const auto* map = reinterpret_cast<const Map*>(parameters + at);
+        if (map->mark == mark) std::printf("%s%llu", found++ ? ", " : "", (unsigned long long)map->address);
+    }
+    std::printf("]}\n");
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
+    std::printf("{\"what\": \"attribute\", \"number\": %d, \"value\": %d}\n", attribute, value);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 132, cudaSuccess; }
+
+// What nvcc's objects register at start.
+void** __cudaRegisterFatBinary(void*) {
+    static void* handle = nullptr;
+    return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterFunction() {}
+void __cudaRegisterVar() {}
+void __cudaGetKernel() {}
+void __cudaLaunchKernel() {}
+void __cudaPopCallConfiguration() {}
+}
+
+// arguments: for each call tokens, out, in, ldx, ldr (0: no residual), ldy, and the offset added to addresses
+int main(int count, char** arguments) {
+    const sm90::Instance instance = sm90::VLPRUNE_CONFIG<DType::bf16>();
+    for (int i = 1; i + 6 < count; i += 7) {
+        int64_t n[7];
+        for (int j = 0; j < 7; ++j) n[j] = std::atoll(arguments[i + j]);
+        const auto at = [&](int64_t place) { return reinterpret_cast<void*>((place << 28) + n[6]); };
+        Linear24Call call{at(1), n[3], at(2), at(3), at(4), n[4] ? at(5) : nullptr, n[4], at(6), n[5], n[0], n[1], n[2],
+                          DType::bf16, Activation::gelu, nullptr, 0, 132, nullptr};
+        std::printf("{\"what\": \"run\", \"code\": %d}\n", instance.run(call));
+    }
+}

@@ -1,0 +1,147 @@
+"""What nvcc makes of the Hopper kernel: the instructions and registers of one config, read from its SASS."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+from build_tools import CSRC, ROOT, cuda_headers, cuobjdump, cutlass, cxx, nvcc, run
+
+HOPPER = ["-std=c++17", "-O3", "-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a"]
+STRICT = [sys.executable, str(CSRC / "cuda/strict_nvcc.py")]
+
+# The sums are touched between the start of a product and the wait for it, in a loop.
+SERIALIZED = """
+__global__ void kernel(float* out, unsigned long long a, unsigned long long b, int times) {
+    float d[4] = {0, 0, 0, 0};
+    for (int i = 0; i < times; ++i) {
+        asm volatile("wgmma.fence.sync.aligned;");
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0;"
+                     "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0; }"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a + i), "l"(b));
+        asm volatile("wgmma.commit_group.sync.aligned;");
+        d[0] += 1.0f;
+        d[1] *= d[0];
+    }
+    asm volatile("wgmma.wait_group.sync.aligned 0;");
+    for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = d[i];
+}
+"""
+
+
+def test_a_serialized_wgmma_fails_the_build(tmp_path):
+    (tmp_path / "kernel.cu").write_text(SERIALIZED)
+    command = [nvcc(), *HOPPER, "-c", str(tmp_path / "kernel.cu"), "-o", str(tmp_path / "kernel.o")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    done = subprocess.run([*STRICT, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: ptxas serialized wgmma" in done.stderr
+
+
+def test_other_errors_come_through(tmp_path):
+    (tmp_path / "kernel.cu").write_text("#error no kernel\n")
+    command = [nvcc(), *HOPPER, "-c", str(tmp_path / "kernel.cu"), "-o", str(tmp_path / "kernel.o")]
+    done = subprocess.run([*STRICT, *command], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no kernel" in done.stderr
+    assert "serialized" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The smallest config: half a minute to one and a half."""
+    made = tmp_path_factory.mktemp("sm90") / "kernel.o"
+    flags = [*HOPPER, "--expt-relaxed-constexpr", f"-I{CSRC}", "-isystem", cutlass()]
+    limits = ["-Xptxas", "--warn-on-spills,--warning-as-error"]
+    run([*STRICT, nvcc(), *flags, *limits, "-c", CSRC / "cuda/linear24_sm90_ping_pong_64x32.cu", "-o", made])
+    return made
+
+
+@pytest.mark.slow
+def test_sass_of_a_config(compiled):
+    sass = run([cuobjdump(), "-sass", compiled], text=True).stdout
+    # One for each 32 of a tile's 128 inputs.
+    assert re.findall(r"\bHGMMA\S*", sass) == ["HGMMA.SP.64x32x32.F32.BF16"] * 4
+    assert not re.findall(r"\b(?:LDL|STL)\b", sass)
+    # Weights, tokens and results all go through the copy engine.
+    assert re.findall(r"\bUTMALDG\S*", sass)
+    assert re.findall(r"\bUTMASTG\S*", sass)
+    assert not re.findall(r"\bSTG\S*", sass)
+    usage = run([cuobjdump(), "-res-usage", compiled], text=True).stdout
+    # 384 threads and one block a multiprocessor: 65536 / 384, in steps of 8.
+    assert re.findall(r"REG:(\d+) STACK:(\d+)", usage) == [("168", "0")]
+
+
+@pytest.fixture(scope="module")
+def launches(compiled):
+    """What one call after the other asks of CUDA, for the config above."""
+    program = compiled.with_name("program")
+    flags = ["-std=c++17", "-w", f"-I{CSRC}", *cuda_headers(), "-DVLPRUNE_CONFIG=ping_pong_64x32"]
+    run([cxx(), *flags, ROOT / "tests/cuda/sm90_launch.cpp", compiled, "-o", program])
+
+    def asked(*calls):
+        numbers = [str(number) for call in calls for number in call]
+        return [json.loads(line) for line in run([program, *numbers], text=True).stdout.splitlines()]
+
+    return asked
+
+
+def address(place, offset=0):
+    return (place << 28) + offset
+
+
+@pytest.mark.slow
+def test_tensor_maps_are_those_of_the_tensors(launches):
+    tokens, out, inputs, ldx, ldr, ldy = 197, 1000, 784, 800, 1024, 1008
+    asked = launches((tokens, out, inputs, ldx, ldr, ldy, 0))
+    values, meta, x, residual, y = (each for each in asked if each["what"] == "encode")
+    assert (values["sizes"][:2], values["strides"][0]) == ([inputs // 2, out], inputs)
+    assert (x["sizes"][:2], x["strides"][0]) == ([inputs, tokens], 2 * ldx)
+    assert (residual["sizes"][:2], residual["strides"][0]) == ([out, tokens], 2 * ldr)
+    assert (y["sizes"][:2], y["strides"][0]) == ([out, tokens], 2 * ldy)
+    # In units of 8 bytes: blocks of 64 outputs x 128 inputs, 16 along the outputs and 7 along the inputs.
+    assert math.prod(meta["sizes"]) * 8 == 16 * 7 * 1024
+    assert [each["address"] for each in (x, values, meta, residual, y)] == [
+        address(i) for i in (1, 2, 3, 5, 6)
+    ]
+
+
+@pytest.mark.slow
+def test_a_shape_seen_before_only_gets_its_addresses(launches):
+    first = (50, 768, 768, 768, 0, 768, 0)
+    asked = launches(first, (*first[:6], 4096), (51, *first[1:]))
+    kinds = [each["what"] for each in asked]
+    assert kinds == [
+        "attribute",
+        *["encode"] * 5,
+        "launch",
+        "run",
+        "launch",
+        "run",
+        *["encode"] * 5,
+        "launch",
+        "run",
+    ]
+    assert all(each["code"] == 0 for each in asked if each["what"] == "run")
+    launched = [each for each in asked if each["what"] == "launch"]
+    # Values, meta, x, the residual (none: y stands in), y.
+    assert launched[0]["maps"] == [address(i) for i in (2, 3, 1, 6, 6)]
+    assert launched[1]["maps"] == [address(i, 4096) for i in (2, 3, 1, 6, 6)]
+    assert launched[0]["shared"] == asked[0]["value"] <= 232448
+
+
+@pytest.mark.slow
+def test_a_pointer_that_the_copy_engine_cannot_take_is_refused(launches):
+    asked = launches((50, 768, 768, 768, 0, 768, 2))
+    assert [each["what"] for each in asked] == ["run"]
+    assert asked[0]["code"] != 0
+
+
+@pytest.mark.slow
+def test_blocks_are_no_more_than_tiles_or_multiprocessors(launches):
+    for tokens, blocks in ((7, 12), (4096, 132)):
+        launch = launches((tokens, 768, 768, 768, 0, 768, 0))[-2]
+        assert math.prod(launch["grid"]) == blocks
