@@ -7,30 +7,7 @@ import pytest
 import torch
 
 from vlprune import MagnitudeConfig, WandaConfig, from_pretrained, pipeline, report
-from vlprune.data import load_data
 from vlprune.nn import Linear24
-
-
-class Words:
-    """A tokenizer of letters, padded; the end has the highest number as open_clip's pooling needs."""
-
-    def __call__(self, texts, context_length=12):
-        rows = [[ord(c) % 47 + 1 for c in text[: context_length - 1]] + [49] for text in texts]
-        return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    from PIL import Image
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    lines = []
-    for i in range(6):
-        Image.new("RGB", (32, 32), (40 * i, 255 - 40 * i, 20)).save(tmp_path / f"{i}.png")
-        lines.append(f"{i}.png\tscene number {i}\n")
-    (tmp_path / "pairs.tsv").write_text("".join(lines))
-    return load_data(f"pairs:{tmp_path / 'pairs.tsv'}", lambda im: pil_to_tensor(im) / 255, Words())
-
 
 VARIANTS = [
     pipeline.Variant(MagnitudeConfig()),
