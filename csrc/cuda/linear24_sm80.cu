@@ -53,7 +53,8 @@ Problem problem_of(const Linear24Call& call, int parts) {
     p.y = static_cast<uint16_t*>(call.y);
     p.ldx = call.ldx, p.ldr = call.ldr, p.ldy = call.ldy;
     p.tokens = static_cast<int>(call.tokens), p.out = static_cast<int>(call.out), p.in = static_cast<int>(call.in);
-    p.activation = call.activation;
+    p.activated = call.activation != Activation::none;
+    p.gate = gate_of(call.activation);
     p.parts = parts;
     p.arrived = static_cast<uint32_t*>(call.workspace);
     p.partials = parts == 1 ? nullptr : reinterpret_cast<float*>(static_cast<char*>(call.workspace) + counter_bytes);
@@ -103,6 +104,7 @@ const char* sm80_why_not(int config, const Linear24Call& call) {
     if (call.out < 8 || call.out % 8) return "out has to be a multiple of 8: results are stored 16 bytes at a time";
     if (call.in < stage_in || call.in % stage_in) return "in has to be a multiple of 64: weights are read 64 inputs at a time";
     if (call.in > largest || call.out > largest || call.ldx > largest) return "in, out and the stride of x have to be at most 2^24";
+    if (call.out * call.in > UINT32_MAX) return "the weight has to have fewer than 2^32 elements";
     if (call.ldx % 8 || call.ldy % 8 || call.ldr % 8) return "strides from token to token have to be multiples of 8";
     for (const void* address : {call.x, call.values, call.meta, call.residual, static_cast<const void*>(call.y),
                                 static_cast<const void*>(call.workspace)})

@@ -11,7 +11,13 @@ public:
     __device__ __forceinline__ explicit DeviceMachine(const void* shared)
         : shared_(static_cast<uint32_t>(__cvta_generic_to_shared(shared))) {}
 
-    __device__ __forceinline__ int thread() const { return static_cast<int>(threadIdx.x); }
+    // Read anew by each function that asks: what is derived from it would hold registers through the main loop.
+    __device__ __forceinline__ int thread() const {
+        int x;
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+        __builtin_assume(x >= 0 && x < 1024);
+        return x;
+    }
     __device__ __forceinline__ void sync() { __syncthreads(); }
 
     // 16 bytes from global to shared memory, past L1, in the background.

@@ -11,9 +11,10 @@ namespace vlprune::sm80 {
 template <class Tile, class Machine>
 VLPRUNE_HD bool gather_parts(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
     constexpr int quads = Tile::m16 * Tile::n8;
+    const int thread = machine.thread();
     const auto quad = [&](int part, int m, int n) {
         return p.partials +
-               ((int64_t{c.tile * p.parts + part} * quads + m * Tile::n8 + n) * Tile::threads + machine.thread()) * 4;
+               ((int64_t{c.tile * p.parts + part} * quads + m * Tile::n8 + n) * Tile::threads + thread) * 4;
     };
 #pragma unroll
     for (int m = 0; m < Tile::m16; ++m)
@@ -49,60 +50,48 @@ VLPRUNE_HD void each_piece(Machine& machine, const Problem& p, const Cut& c, con
     }
 }
 
-// The residual's tile, where results will take its place.
-template <class Tile, class Machine>
-VLPRUNE_HD void fetch_residual(Machine& machine, const Problem& p, const Cut& c) {
-    each_piece<Tile>(machine, p, c, [&](int at, int token, int output) {
-        machine.copy(at, p.residual + token * p.ldr + output);
-    });
-    machine.close_copies();
-    machine.template wait_copies<0>();
-    machine.sync();
-}
-
 // sums[m][n] of a lane: outputs g and g + 8 of the 16, each of tokens 2 i and 2 i + 1 of the 8 (lane = 4 g + i).
-template <Activation A, int N>
-VLPRUNE_HD void add_bias_and_activate(float (&sums)[N][4], const float (&bias)[2]) {
+template <class T, class Tile, class Machine>
+VLPRUNE_HD void add_bias_and_activate(Machine& machine, const Problem& p, int first_out, Sums<Tile>& sums) {
+    const int thread = machine.thread(), first = first_out + Tile::warp_row(thread / 32) + thread % 32 / 4;
+    float bias[Tile::m16][2] = {};
+    if (p.bias)
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+        for (int m = 0; m < Tile::m16; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[n][i] = activated<A>(sums[n][i] + bias[i / 2]);
+            for (int half = 0; half < 2; ++half)
+                bias[m][half] = T::to_float(machine.load_16(p.bias + least(first + 16 * m + 8 * half, p.out - 1)));
+#pragma unroll
+    for (int m = 0; m < Tile::m16; ++m)
+#pragma unroll
+        for (int n = 0; n < Tile::n8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[m][n][i] += bias[m][i / 2];
+    if (!p.activated) return;
+#pragma unroll
+    for (int m = 0; m < Tile::m16; ++m)
+#pragma unroll
+        for (int n = 0; n < Tile::n8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[m][n][i] = gated(sums[m][n][i], p.gate);
 }
 
+// Adds the residual where there is one, and puts 16-bit results where it lay.
 template <class T, class Tile, class Machine>
-VLPRUNE_HD void finish(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
-    machine.template wait_copies<0>();
-    machine.sync();  // results take the stages' place, from which the loop's last loads, never used, may still read
-    if (p.residual) fetch_residual<Tile>(machine, p, c);
-    const int warp = machine.thread() / 32, lane = machine.thread() % 32;
-    const int first_out = c.first_out + Tile::warp_row(warp), first_column = Tile::warp_row(warp) / 8;
-    const int first_token = Tile::warp_token(warp);
+VLPRUNE_HD void round_sums(Machine& machine, bool residual, Sums<Tile>& sums) {
+    const int thread = machine.thread(), lane = thread % 32;
+    const int first_token = Tile::warp_token(thread / 32), first_column = Tile::warp_row(thread / 32) / 8;
+    // 32 outputs are four blocks of 8 x 8, one ldmatrix, for each 8 tokens.
 #pragma unroll
-    for (int m = 0; m < Tile::m16; ++m) {
-        float bias[2] = {0.0f, 0.0f};
-        if (p.bias)
-            for (int half = 0; half < 2; ++half) {
-                const int output = first_out + 16 * m + 8 * half + lane / 4;
-                bias[half] = T::to_float(machine.load_16(p.bias + least(output, p.out - 1)));
-            }
-        if (p.activation == Activation::gelu)
-            add_bias_and_activate<Activation::gelu>(sums[m], bias);
-        else if (p.activation == Activation::quick_gelu)
-            add_bias_and_activate<Activation::quick_gelu>(sums[m], bias);
-        else
-            add_bias_and_activate<Activation::none>(sums[m], bias);
-        if (m % 2 == 0) continue;
-
-        // 32 outputs are four blocks of 8 x 8, one ldmatrix, for each 8 tokens.
-        const int column = first_column + 2 * (m - 1);
+    for (int m = 0; m < Tile::m16; m += 2)
 #pragma unroll
         for (int n = 0; n < Tile::n8; ++n) {
-            float* const blocks[4] = {sums[m - 1][n], sums[m - 1][n] + 2, sums[m][n], sums[m][n] + 2};
-            if (p.residual) {
+            const int token = first_token + 8 * n, column = first_column + 2 * m;
+            float* const blocks[4] = {sums[m][n], sums[m][n] + 2, sums[m + 1][n], sums[m + 1][n] + 2};
+            if (residual) {
                 // Transposed, a block of 8 tokens x 8 outputs comes to the lanes as the sums lie.
                 uint32_t pairs[4];
-                const int at = Tile::result(first_token + 8 * n + lane % 8, column + lane / 8);
-                machine.load_matrices_transposed(pairs, at);
+                machine.load_matrices_transposed(pairs, Tile::result(token + lane % 8, column + lane / 8));
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     blocks[i][0] += low<T>(pairs[i]);
@@ -114,11 +103,27 @@ VLPRUNE_HD void finish(Machine& machine, const Problem& p, const Cut& c, Sums<Ti
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const uint32_t results = machine.transpose(machine.template rounded<T>(blocks[i][0], blocks[i][1]));
-                const int at = Tile::result(first_token + 8 * n + lane / 4, column + i) + lane % 4 * 4;
-                machine.store_word(at, results);
+                machine.store_word(Tile::result(token + lane / 4, column + i) + lane % 4 * 4, results);
             }
         }
+}
+
+template <class T, class Tile, class Machine>
+VLPRUNE_HD void finish(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
+    machine.template wait_copies<0>();
+    machine.sync();  // what follows takes the stages' place, from which the loop's last, unused loads may still read
+    if (p.residual) {
+        each_piece<Tile>(machine, p, c, [&](int at, int token, int output) {
+            machine.copy(at, p.residual + token * p.ldr + output);
+        });
+        machine.close_copies();
     }
+    add_bias_and_activate<T, Tile>(machine, p, c.first_out, sums);
+    if (p.residual) {
+        machine.template wait_copies<0>();
+        machine.sync();
+    }
+    round_sums<T, Tile>(machine, p.residual != nullptr, sums);
     machine.sync();
     each_piece<Tile>(machine, p, c, [&](int at, int token, int output) {
         machine.store_8(p.y + token * p.ldy + output, at);

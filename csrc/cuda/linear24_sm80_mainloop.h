@@ -13,7 +13,8 @@ template <class Tile>
 using Sums = float[Tile::m16][Tile::n8][4];
 
 // What a thread copies every stage. Rows beyond the end are replaced by the last one: reading them is safe,
-// what they give is never stored, and no output or token touches another's.
+// what they give is never stored, and no output or token touches another's. Offsets have 32 bits (why_not sees to
+// that) and no pointer moves from stage to stage: registers are short.
 template <class Tile>
 class Copies {
 public:
@@ -23,47 +24,45 @@ public:
     VLPRUNE_HD Copies(const Problem& p, const Cut& c, int thread) : thread_(thread) {
         const auto value = Tile::value_copy(thread), x = Tile::x_copy(thread), meta = Tile::meta_copy(thread);
         const int last_out = p.out - c.first_out - 1, last_token = p.tokens - c.first_token - 1;
-        values_ = reinterpret_cast<const char*>(p.values) + int64_t{c.first_out} * p.in +
-                  c.first_stage * value_row + value.column * chunk;
-        x_ = reinterpret_cast<const char*>(p.x) + c.first_token * p.ldx * 2 + c.first_stage * x_row +
-             x.column * chunk;
         const uint32_t value_stride = static_cast<uint32_t>(p.in), x_stride = static_cast<uint32_t>(p.ldx) * 2;
 #pragma unroll
         for (int i = 0; i < Tile::value_copies; ++i)
-            value_rows_[i] = least(value.row + i * Tile::value_copy_rows, last_out) * value_stride;
+            values_[i] = (c.first_out + least(value.row + i * Tile::value_copy_rows, last_out)) * value_stride +
+                         c.first_stage * value_row + value.column * chunk;
 #pragma unroll
         for (int i = 0; i < Tile::x_copies; ++i)
-            x_rows_[i] = least(x.row + i * Tile::x_copy_rows, last_token) * x_stride;
-        const int64_t row_block = least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
-        meta_ = reinterpret_cast<const char*>(p.meta) + meta.column * chunk +
-                (row_block * (p.in / meta_block_in) + c.first_stage * steps) * meta_block_bytes;
+            x_rows_[i] = least(x.row + i * Tile::x_copy_rows, last_token) * x_stride + x.column * chunk;
+        x_ = reinterpret_cast<const char*>(p.x) + c.first_token * p.ldx * 2 + c.first_stage * x_row;
+        const int row_block = least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
+        meta_ = (static_cast<uint32_t>(row_block) * (p.in / meta_block_in) + c.first_stage * steps) * meta_block_bytes +
+                meta.column * chunk;
         value_to_ = swizzled<4>(value.row, value.column);
         x_to_ = Tile::x_at + swizzled<8>(x.row, x.column);
     }
 
-    // Starts one copy of the stage into the slot at byte `slot`, if there is such a stage.
+    // Starts one copy of a stage into the slot at byte `slot`, if wanted.
     template <class Machine>
-    VLPRUNE_HD void start(Machine& machine, int piece, int slot, bool wanted) const {
+    VLPRUNE_HD void start(Machine& machine, const Problem& p, int piece, int stage, int slot, bool wanted) const {
+        const auto stage_ = static_cast<uint32_t>(stage);
         if (piece < Tile::value_copies) {
             const int to = value_to_ + piece * Tile::value_copy_rows * value_row;
-            machine.copy_if(wanted, slot + to, values_ + value_rows_[piece]);
+            const uint32_t from = values_[piece] + stage_ * value_row;
+            machine.copy_if(wanted, slot + to, reinterpret_cast<const char*>(p.values) + from);
         } else if (piece < pieces - 1) {
             const int i = piece - Tile::value_copies, before = i * Tile::threads;
             const bool exists = before + Tile::threads <= Tile::x_chunks || before + thread_ < Tile::x_chunks;
-            machine.copy_if(wanted && exists, slot + x_to_ + i * Tile::x_copy_rows * x_row, x_ + x_rows_[i]);
+            const int to = x_to_ + i * Tile::x_copy_rows * x_row;
+            machine.copy_if(wanted && exists, slot + to, x_ + (x_rows_[i] + stage_ * x_row));
         } else {
-            machine.copy_if(wanted && thread_ < Tile::meta_chunks, slot + Tile::meta_at + thread_ * chunk, meta_);
+            const int to = Tile::meta_at + thread_ * chunk;
+            const uint32_t from = meta_ + stage_ * (steps * meta_block_bytes);
+            machine.copy_if(wanted && thread_ < Tile::meta_chunks, slot + to, p.meta + from);
         }
-    }
-    VLPRUNE_HD void next_stage() {
-        values_ += value_row;
-        x_ += x_row;
-        meta_ += steps * meta_block_bytes;
     }
 
 private:
-    const char *values_, *x_, *meta_;
-    uint32_t value_rows_[Tile::value_copies], x_rows_[Tile::x_copies];  // bytes
+    const char* x_;
+    uint32_t values_[Tile::value_copies], x_rows_[Tile::x_copies], meta_;  // bytes
     int value_to_, x_to_, thread_;
 };
 
@@ -95,9 +94,9 @@ VLPRUNE_HD void load_weight(Machine& machine, const Lane<Tile>& lane, int slot, 
 
 template <class T, class Tile, class Machine>
 VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
-    const int warp = machine.thread() / 32;
-    const Lane<Tile> lane(warp, machine.thread() % 32);
-    Copies<Tile> copies(p, c, machine.thread());
+    const int thread = machine.thread();
+    const Lane<Tile> lane(thread / 32, thread % 32);
+    const Copies<Tile> copies(p, c, thread);
     Fragments<Tile> f;
 
     // Every wait counts groups of copies, so a group is closed each stage, with or without copies in it.
@@ -105,8 +104,7 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
     for (int stage = 0; stage < Tile::stages; ++stage) {
 #pragma unroll
         for (int piece = 0; piece < copies.pieces; ++piece)
-            copies.start(machine, piece, stage * Tile::stage_bytes, stage < c.stages);
-        copies.next_stage();
+            copies.start(machine, p, piece, stage, stage * Tile::stage_bytes, stage < c.stages);
         machine.close_copies();
     }
     machine.template wait_copies<Tile::stages - 1>();
@@ -118,6 +116,7 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
     int slot = 0;
 #pragma unroll 1
     for (int stage = 0; stage < c.stages; ++stage) {
+        const int coming = stage + Tile::stages;
         const int next_slot = slot == (Tile::stages - 1) * Tile::stage_bytes ? 0 : slot + Tile::stage_bytes;
 #pragma unroll
         for (int step = 0; step < steps; ++step) {
@@ -141,12 +140,9 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
                 if (last_step)
 #pragma unroll
                     for (int piece = n * copies.pieces / Tile::n8; piece < (n + 1) * copies.pieces / Tile::n8; ++piece)
-                        copies.start(machine, piece, slot, stage + Tile::stages < c.stages);
+                        copies.start(machine, p, piece, coming, slot, coming < c.stages);
             }
-            if (last_step) {
-                copies.next_stage();
-                machine.close_copies();
-            }
+            if (last_step) machine.close_copies();
         }
         slot = next_slot;
     }

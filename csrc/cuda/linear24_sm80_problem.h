@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "codes.h"
+#include "cuda/linear24_activation.cuh"
 #include "cuda/linear24_sm80_meta.h"
 
 namespace vlprune::sm80 {
@@ -17,7 +17,8 @@ struct Problem {
     uint16_t* y;
     int64_t ldx, ldr, ldy;
     int tokens, out, in;
-    Activation activation;
+    bool activated;
+    Gate gate;          // of the activation, if there is one
     int parts;          // blocks that share the inputs of one tile
     uint32_t* arrived;  // with parts > 1: how many of a tile's blocks are done
     float* partials;    // with parts > 1: their sums

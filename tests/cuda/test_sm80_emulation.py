@@ -172,10 +172,10 @@ def test_parts_fill_the_multiprocessors_and_fit_the_counters() -> None:
                                           ctypes.c_int64(inputs), 108))  # fmt: skip
 
     named = {config.name: config for config in configs()}
-    few = named["128x56 parts"]
+    few = named["128x64 parts"]
     assert chosen(few, 50, 768, 3072) == 8  # 6 tiles
     assert chosen(few, 50, 3072, 768) == 6  # 24 tiles and 2 resident blocks: 9, but 12 stages are 6 times 2
     assert chosen(few, 50, 8192, 4096) == 3  # 64 tiles
     assert chosen(few, 50000, 768, 3072) == 1
     assert chosen(few, 50, 768, 64) == 1
-    assert chosen(named["128x56"], 50, 768, 3072) == 1
+    assert chosen(named["128x64"], 50, 768, 3072) == 1

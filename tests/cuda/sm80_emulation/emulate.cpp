@@ -29,7 +29,7 @@ void emulate(const Launch& l, Faults& faults) {
     const int64_t workspace = workspace_bytes<Tile>(count, parts);
     Problem p{l.x, l.values, l.meta, l.bias, l.residual, l.y, l.ldx, l.ldr, l.ldy,
               static_cast<int>(l.tokens), static_cast<int>(l.out), static_cast<int>(l.in),
-              static_cast<Activation>(l.activation), parts, nullptr, nullptr};
+              l.activation != 0, gate_of(static_cast<Activation>(l.activation)), parts, nullptr, nullptr};
     if (parts > 1) {
         p.arrived = reinterpret_cast<uint32_t*>(l.workspace);
         p.partials = reinterpret_cast<float*>(l.workspace + counter_bytes);
@@ -128,10 +128,6 @@ int64_t copy_conflicts(int config) {
 int64_t meta_bytes(int64_t out, int64_t in) { return sm80_meta_bytes(out, in); }
 void reorder_meta(const uint8_t* meta, int64_t out, int64_t in, uint8_t* to) { sm80_reorder_meta(meta, out, in, to); }
 
-void activate(int activation, const float* from, float* to, int64_t count) {
-    for (int64_t i = 0; i < count; ++i)
-        to[i] = activation == 1 ? activated<Activation::gelu>(from[i]) : activated<Activation::quick_gelu>(from[i]);
-}
 void from_float16(const uint16_t* from, float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = Float16::to_float(from[i]);
 }
