@@ -137,6 +137,18 @@ def test_cusparselts_wrong_algorithms_are_dropped(library, monkeypatch):
     assert library[-1][0] == 0
 
 
+def test_a_library_that_fails_is_left_alone(library, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: architecture mismatch\nwhen calling")
+
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", fail)
+    pretend_times(monkeypatch)
+    values, meta = packed(32, 48, torch.bfloat16)
+    with pytest.warns(UserWarning, match="cusparselt is not used for 8 tokens, .* architecture mismatch$"):
+        check(normal(8, 48, dtype=torch.bfloat16), values, meta)
+    assert not library
+
+
 def test_cusparselt_is_not_searched_in_float16_on_hopper(library, monkeypatch):
     pretend_times(monkeypatch)
     values, meta = packed(32, 48, torch.float16)

@@ -102,8 +102,8 @@ def error_of(y: Tensor, right: Tensor) -> float:
     """Largest error over the root mean square of the right result; infinite if a number is not finite."""
     if not bool(y.isfinite().all()):
         return float("inf")
-    rms = right.double().square().mean().sqrt().clamp_min(1e-30)
-    return float((y.double() - right.double()).abs().max() / rms)
+    y, right = y.detach().double(), right.detach().double()
+    return float((y - right).abs().max() / right.square().mean().sqrt().clamp_min(1e-30))
 
 
 def trusted(operands: Operands, run: Callable[[Tensor], Tensor]) -> bool:
@@ -157,9 +157,14 @@ def measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> C
     calls: dict[str, Sequence[Call]] = {"dense": operands.dense_calls()}
     names: dict[str, tuple[str, str]] = {}
     for form in forms:
-        weights = operands.weights(form)
         x, values = operands.x[0], operands.values[0]
-        for config in form.candidates(problem, x, values, weights[0], operands.bias):
+        try:
+            weights = operands.weights(form)
+            configs = form.candidates(problem, x, values, weights[0], operands.bias)
+        except RuntimeError as error:
+            _warn(form.name, problem, str(error))
+            continue
+        for config in configs:
             name = f"{form.name}, config {config}"
             if _works(name, operands, form, config, weights[0]):
                 calls[name] = operands.calls(form, config, weights)
@@ -176,11 +181,14 @@ def _works(name: str, operands: Operands, form: Form, config: str, weight: Tenso
             return True
         reason = "its result is wrong"
     except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-    p = operands.problem
+        reason = str(error)
+    _warn(name, operands.problem, reason)
+    return False
+
+
+def _warn(name: str, p: Problem, reason: str) -> None:
     warnings.warn(
         f"linear24: {name} is not used for {p.tokens} tokens, {p.inputs} inputs and {p.out} outputs in "
-        f"{str(p.dtype)[6:]}: {reason}",
+        f"{str(p.dtype)[6:]}: {reason}".partition("\n")[0],
         stacklevel=2,
     )
-    return False
