@@ -134,8 +134,8 @@ def step_times(record: Mapping[str, Any]) -> list[str]:
         for tower, timing in variant["timing"].items():
             dense, first, both = (_ms(timing, which) for which in ("dense", "structured", "variant"))
             lines.append(
-                f"  {tower}: dense {dense:.1f} ms, modules out {first:.1f} ms ({dense / first:.2f}x), "
-                f"pruned too {both:.1f} ms ({dense / both:.2f}x)"
+                f"  {tower}: dense {dense:.1f} ms, modules out {first:.1f} ({dense / first:.2f}x), "
+                f"pruned too {both:.1f} ({dense / both:.2f}x)"
             )
     return lines
 
