@@ -98,6 +98,23 @@ def test_distillation_holds_every_zero(clip, batches, ema):
     assert not zero_sets_equal(released, masks)
 
 
+def test_held_weights_are_zero_and_their_gradients_count_for_nothing(clip, batches, tmp_path):
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    student = copy.deepcopy(clip)
+    keep = torch.rand(256, 64) < 0.5
+    config = DistillConfig(steps=1, sim=0, feat=0, hidden=0)
+    objective, source = Distillation(student, clip, config), Source(batches, config, True)
+    (objective(source.batch(0))["itc"]).backward()
+    grads = {own: p.grad.clone() for own, p in student.named_parameters()}
+    grads[name] *= keep
+    # dense weights under a mask, which the first step has to lay over them
+    fit("distill", objective, source, config, held={name: keep}, out=tmp_path)
+    assert torch.equal(student.get_parameter(name) != 0, keep)
+    expected = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_distillation_brings_the_student_closer(clip, batches):
     student = pruned(clip, pattern="2:4")
     teacher = copy.deepcopy(clip)

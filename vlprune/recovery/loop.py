@@ -55,8 +55,8 @@ def fit(
         objective: the student and its loss.
         source: the batches.
         config: how to train.
-        held: parameter name -> keep mask: no step changes these weights where it is False, where they must
-            be zero.
+        held: parameter name -> keep mask: where it is False these weights are zero after every step, and
+            their gradients count for nothing.
         out: folder for checkpoints and ``log.jsonl`` (a line a step), and to resume from.
         progress: None shows a bar on a terminal, False never, True always.
 

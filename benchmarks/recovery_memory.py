@@ -1,0 +1,194 @@
+"""Memory and time of a SparseLoRA step on ViT-L-14 blocks: `python -m benchmarks.recovery_memory`.
+
+Three ways to train ``(W + s B A) * M``: the formula written out (PyTorch keeps the effective weight of every
+layer until the backward pass), vlprune's layer (which computes it again), and for comparison plain LoRA,
+which has no mask. Peaks are those of the resident set of a process of its own, above what the model takes;
+"held" are the bytes that a forward pass leaves for the backward pass, weights and masks not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprune import measure
+from vlprune.nn import PackedAttention
+from vlprune.recovery import SparseLoRAConfig, SparseLoRALinear, add_sparse_lora_
+
+WIDTH, TOKENS = 1024, 257
+
+
+class Formula(SparseLoRALinear):
+    """The definition, left to autograd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight + self.scale * (self.lora_B @ self.lora_A)) * self.keep
+        return F.linear(x, weight, self.bias)
+
+
+class PlainLoRA(SparseLoRALinear):
+    """LoRA beside a weight that was pruned beforehand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + (x @ self.lora_A.T) @ self.lora_B.T * self.scale
+
+
+CLASSES = {"formula": Formula, "vlprune": SparseLoRALinear, "plain LoRA": PlainLoRA}
+
+
+def blocks(kind: str, count: int, rank: int) -> nn.Sequential:
+    """Random ViT-L-14 image blocks, half of their weights masked, with adapters that are not zero."""
+    from open_clip.transformer import ResidualAttentionBlock
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(ResidualAttentionBlock(WIDTH, WIDTH // 64, mlp_ratio=4.0) for _ in range(count)))
+    for block in model:
+        block.attn = PackedAttention.from_attention(block.attn)
+    masks = {
+        f"{name}.weight": torch.rand_like(m.weight) < 0.5
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+    }
+    add_sparse_lora_(model, SparseLoRAConfig(rank=rank), masks)
+    for module in model.modules():
+        if isinstance(module, SparseLoRALinear):
+            nn.init.normal_(module.lora_B, std=0.01)
+            module.__class__ = CLASSES[kind]
+            if kind == "plain LoRA":
+                module.weight.data.mul_(module.keep)
+                module.keep = module.keep[:0]
+    return model
+
+
+def step(model: nn.Module, x: Tensor) -> Tensor:
+    """One forward and backward pass; the gradients of the adapters, in one row."""
+    model.zero_grad(set_to_none=True)
+    model(x).square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def held_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes of all storages that a forward pass keeps, without the model's own."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    found: dict[int, int] = {}
+    kept = []
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+            kept.append(t)  # or its address could be taken by another
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(x)
+    return sum(found.values())
+
+
+def peak_bytes(kind: str, count: int, batch: int, rank: int) -> dict[str, int]:
+    """Measure in this process, which must be a fresh one."""
+    model, x = blocks(kind, count, rank), torch.randn(batch, TOKENS, WIDTH, requires_grad=True)
+    # the first products set up buffers that stay
+    step(model, x[:1].detach().requires_grad_())
+    x.grad = None
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    step(model, x)
+    peak = _status("VmHWM") - before
+    own = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    return {"peak": peak, "model": own, "held": held_bytes(model, x)}
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status has no {field}")
+
+
+def bench_memory(count: int, batch: int, rank: int) -> dict[str, dict[str, int]]:
+    """Bytes of every kind, each in a process of its own."""
+    found = {}
+    # freed blocks go back to the system at once, so that what is resident is what is in use
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    for kind in CLASSES:
+        arguments = [kind, str(count), str(batch), str(rank)]
+        command = [sys.executable, "-m", "benchmarks.recovery_memory", "--one", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        found[kind] = json.loads(done.stdout)
+    return found
+
+
+def bench_time(batch: int, rank: int, rounds: int) -> dict[str, measure.Timing]:
+    """Seconds of a step on one block, interleaved, after the gradients have been held against each other."""
+    models = {kind: blocks(kind, 1, rank) for kind in CLASSES}
+    x = torch.randn(batch, TOKENS, WIDTH, requires_grad=True)
+    reference = step(models["formula"].double(), x.double())
+    models["formula"].float()
+    for kind in ("formula", "vlprune"):
+        measure.check_close(kind, step(models[kind], x), reference)
+    return measure.compare(
+        {kind: lambda model=model: step(model, x) for kind, model in models.items()},
+        warmup=1,
+        rounds=rounds,
+        max_seconds=60,
+    )
+
+
+def _print(batch: int, found: dict[str, dict[str, int]]) -> None:
+    other = found["formula"]
+    for kind, row in found.items():
+        less = 1 - row["peak"] / other["peak"]
+        whole = 1 - (row["peak"] + row["model"]) / (other["peak"] + other["model"])
+        peak, held = row["peak"] / 2**20, row["held"] / 2**20
+        print(
+            f"batch {batch} {kind:>10}: peak {peak:7.1f} MiB, {less:.1%} less ({whole:.1%} with the model), "
+            f"held {held:7.1f} MiB"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=4, help="for memory; time is that of one")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8], help="images; none: no memory")
+    parser.add_argument("--time-batch", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7, help="of timing; 0: no timing")
+    parser.add_argument("--out", type=Path, help="write JSON here, beside what another part wrote")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        kind, *numbers = arguments.one
+        print(json.dumps(peak_bytes(kind, *map(int, numbers))))
+        return
+    result: dict[str, Any] = {"machine": measure.machine_info(), "rank": arguments.rank}
+    if arguments.out and arguments.out.exists():
+        result = json.loads(arguments.out.read_text()) | result
+    if arguments.batches:
+        result["memory"] = []
+    for batch in arguments.batches:
+        found = bench_memory(arguments.blocks, batch, arguments.rank)
+        _print(batch, found)
+        rows = [{"blocks": arguments.blocks, "batch": batch, "kind": k, **row} for k, row in found.items()]
+        result["memory"] += rows
+    if arguments.rounds:
+        times = bench_time(arguments.time_batch, arguments.rank, arguments.rounds)
+        for kind, timing in times.items():
+            ratio = timing.median / times["formula"].median
+            print(f"one block, batch {arguments.time_batch} {kind:>10}: {timing.median:.3f} s ({ratio:.3f})")
+        result["time"] = {"batch": arguments.time_batch, **{k: t.to_dict() for k, t in times.items()}}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
