@@ -11,7 +11,7 @@ from vlprune.ops import backend, chooser24, cuda24, extensions, forms24, gpu, me
 from vlprune.ops.problem24 import Problem
 
 from . import fake_cuda
-from .cases import normal, packed
+from .cases import native, normal, packed
 from .test_linear24 import ACTIVATIONS, TOLERANCE, exact
 
 CPU = torch.device("cpu")
@@ -297,6 +297,8 @@ def test_reasons(kernels, monkeypatch):
     without, _ = extensions.cuda_extension()
     del without.sm80_run
     assert why_not("sm80") == "the CUDA extension was built without sm80"
+    del extensions.extension().sm90_reorder_meta
+    assert why_not("sm90") == "the native extension is older than the CUDA extension"
     monkeypatch.setattr(extensions, "cuda_extension", lambda: (None, "the CUDA extension is not built"))
     assert why_not("sm90") == "the CUDA extension is not built"
 
@@ -327,6 +329,22 @@ def test_weights_are_made_once_and_never_stale(kernels, monkeypatch):
     check(x, values, twin)
     del twin
     assert len(form._weights) == kept
+
+
+@pytest.mark.parametrize("name", ["sm90", "sm80"])
+def test_the_native_order_has_the_same_indices(monkeypatch, name):
+    if not hasattr(native, f"{name}_reorder_meta"):
+        pytest.skip("the native extension is not built, or older")
+    monkeypatch.setattr(gpu, "capturing", lambda: False)
+    # A multiple of every block, so that nothing is padded.
+    _, meta = packed(256, 512)
+    order = forms24.FORMS[name].weight(packed(256, 512)[0], meta)
+    assert order.dtype is torch.uint8
+    for half in (order & 15, order >> 4):
+        assert set(half.tolist()) <= {4, 8, 12, 9, 13, 14}
+    assert len(order) == meta.numel()
+    both = [torch.cat((each & 15, each >> 4)).sort().values for each in (order, meta.flatten())]
+    assert torch.equal(*both)
 
 
 def test_inference_tensors_are_not_kept(kernels, monkeypatch):

@@ -54,7 +54,10 @@ class Compiled:
         module, reason = extensions.cuda_extension()
         if module is not None and not hasattr(module, f"{self.name}_run"):
             return f"the CUDA extension was built without {self.name}"
-        return reason or extensions.MISSING
+        reason = reason or extensions.MISSING
+        if reason is None and not hasattr(extensions.extension(), f"{self.name}_reorder_meta"):
+            return "the native extension is older than the CUDA extension"
+        return reason
 
     def why_not(self, problem: Problem) -> str | None:
         """Say why no config takes a problem, or None."""
