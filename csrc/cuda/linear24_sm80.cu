@@ -52,19 +52,24 @@ Problem problem_of(const Linear24Call& call, int parts) {
     p.residual = static_cast<const uint16_t*>(call.residual);
     p.y = static_cast<uint16_t*>(call.y);
     p.ldx = call.ldx, p.ldr = call.ldr, p.ldy = call.ldy;
-    p.tokens = static_cast<int>(call.tokens), p.out = static_cast<int>(call.out), p.in = static_cast<int>(call.in);
+    p.tokens = static_cast<int>(call.tokens);
+    p.out = static_cast<int>(call.out);
+    p.in = static_cast<int>(call.in);
     p.activated = call.activation != Activation::none;
     p.gate = gate_of(call.activation);
     p.parts = parts;
-    p.arrived = static_cast<uint32_t*>(call.workspace);
-    p.partials = parts == 1 ? nullptr : reinterpret_cast<float*>(static_cast<char*>(call.workspace) + counter_bytes);
+    if (parts > 1) {
+        p.arrived = static_cast<uint32_t*>(call.workspace);
+        p.partials = reinterpret_cast<float*>(static_cast<char*>(call.workspace) + counter_bytes);
+    }
     return p;
 }
 
 // 0 where it cannot be asked, as on a machine without a GPU: then nothing is said about it.
 int shared_memory_of_device() {
     int device, bytes;
-    if (cudaGetDevice(&device) || cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
+    if (cudaGetDevice(&device) ||
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
         cudaGetLastError();
         return 0;
     }
@@ -101,18 +106,24 @@ const char* sm80_why_not(int config, const Linear24Call& call) {
     if (call.dtype != DType::bf16 && call.dtype != DType::f16) return "dtype has to be bfloat16 or float16";
     if (call.tokens < 1) return "there are no tokens";
     if (call.tokens > INT32_MAX - 256) return "there are more than 2^31 tokens";
-    if (call.out < 8 || call.out % 8) return "out has to be a multiple of 8: results are stored 16 bytes at a time";
-    if (call.in < stage_in || call.in % stage_in) return "in has to be a multiple of 64: weights are read 64 inputs at a time";
-    if (call.in > largest || call.out > largest || call.ldx > largest) return "in, out and the stride of x have to be at most 2^24";
+    if (call.out < 8 || call.out % 8)
+        return "out has to be a multiple of 8: results are stored 16 bytes at a time";
+    if (call.in < stage_in || call.in % stage_in)
+        return "in has to be a multiple of 64: weights are read 64 inputs at a time";
+    if (call.in > largest || call.out > largest || call.ldx > largest)
+        return "in, out and the stride of x have to be at most 2^24";
     if (call.out * call.in > UINT32_MAX) return "the weight has to have fewer than 2^32 elements";
-    if (call.ldx % 8 || call.ldy % 8 || call.ldr % 8) return "strides from token to token have to be multiples of 8";
-    for (const void* address : {call.x, call.values, call.meta, call.residual, static_cast<const void*>(call.y),
-                                static_cast<const void*>(call.workspace)})
-        if (!aligned(address)) return "x, values, meta, residual, y and workspace have to start at multiples of 16 bytes";
+    if (call.ldx % 8 || call.ldy % 8 || call.ldr % 8)
+        return "strides from token to token have to be multiples of 8";
+    const void* const addresses[] = {call.x, call.values, call.meta, call.residual, call.y, call.workspace};
+    for (const void* address : addresses)
+        if (!aligned(address))
+            return "x, values, meta, residual, y and workspace have to start at multiples of 16 bytes";
     const int available = shared_memory_of_device();
     return with_tile(configs[config].tile, [&](auto tile) -> const char* {
         if (tiles<decltype(tile)>(call.tokens, call.out) > INT32_MAX) return "there are more than 2^31 tiles";
-        if (available && available < tile.shared_bytes) return "the tile needs more shared memory than the GPU has";
+        if (available && available < tile.shared_bytes)
+            return "the tile needs more shared memory than the GPU has";
         return nullptr;
     });
 }

@@ -38,8 +38,8 @@ VLPRUNE_HD bool gather_parts(Machine& machine, const Problem& p, const Cut& c, S
     return true;
 }
 
-// Lets each thread handle its share of a tile's pieces of 8 results that exist: use(byte in shared memory, token,
-// output).
+// Lets each thread handle its share of a tile's pieces of 8 results that exist: use(byte in shared memory,
+// token, output).
 template <class Tile, class Machine, class Use>
 VLPRUNE_HD void each_piece(Machine& machine, const Problem& p, const Cut& c, const Use& use) {
 #pragma unroll 4
@@ -50,7 +50,7 @@ VLPRUNE_HD void each_piece(Machine& machine, const Problem& p, const Cut& c, con
     }
 }
 
-// sums[m][n] of a lane: outputs g and g + 8 of the 16, each of tokens 2 i and 2 i + 1 of the 8 (lane = 4 g + i).
+// sums[m][n] of lane 4 g + i: outputs g and g + 8 of the 16, each of tokens 2 i and 2 i + 1 of the 8.
 template <class T, class Tile, class Machine>
 VLPRUNE_HD void add_bias_and_activate(Machine& machine, const Problem& p, int first_out, Sums<Tile>& sums) {
     const int thread = machine.thread(), first = first_out + Tile::warp_row(thread / 32) + thread % 32 / 4;
@@ -59,8 +59,10 @@ VLPRUNE_HD void add_bias_and_activate(Machine& machine, const Problem& p, int fi
 #pragma unroll
         for (int m = 0; m < Tile::m16; ++m)
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-                bias[m][half] = T::to_float(machine.load_16(p.bias + least(first + 16 * m + 8 * half, p.out - 1)));
+            for (int half = 0; half < 2; ++half) {
+                const int output = least(first + 16 * m + 8 * half, p.out - 1);
+                bias[m][half] = T::to_float(machine.load_16(p.bias + output));
+            }
 #pragma unroll
     for (int m = 0; m < Tile::m16; ++m)
 #pragma unroll
@@ -102,8 +104,9 @@ VLPRUNE_HD void round_sums(Machine& machine, bool residual, Sums<Tile>& sums) {
             // the whole warp has read, as all of its lanes come together to transpose.
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const uint32_t results = machine.transpose(machine.template rounded<T>(blocks[i][0], blocks[i][1]));
-                machine.store_word(Tile::result(token + lane / 4, column + i) + lane % 4 * 4, results);
+                const uint32_t pair = machine.template rounded<T>(blocks[i][0], blocks[i][1]);
+                const int at = Tile::result(token + lane / 4, column + i) + lane % 4 * 4;
+                machine.store_word(at, machine.transpose(pair));
             }
         }
 }
@@ -111,7 +114,8 @@ VLPRUNE_HD void round_sums(Machine& machine, bool residual, Sums<Tile>& sums) {
 template <class T, class Tile, class Machine>
 VLPRUNE_HD void finish(Machine& machine, const Problem& p, const Cut& c, Sums<Tile>& sums) {
     machine.template wait_copies<0>();
-    machine.sync();  // what follows takes the stages' place, from which the loop's last, unused loads may still read
+    // What follows takes the place of stages, from which the loop's last, unused loads may still read.
+    machine.sync();
     if (p.residual) {
         each_piece<Tile>(machine, p, c, [&](int at, int token, int output) {
             machine.copy(at, p.residual + token * p.ldr + output);

@@ -13,8 +13,8 @@ template <class Tile>
 using Sums = float[Tile::m16][Tile::n8][4];
 
 // What a thread copies every stage. Rows beyond the end are replaced by the last one: reading them is safe,
-// what they give is never stored, and no output or token touches another's. Offsets have 32 bits (why_not sees to
-// that) and no pointer moves from stage to stage: registers are short.
+// what they give is never stored, and no output or token touches another's. Offsets have 32 bits (why_not sees
+// to that) and no pointer moves from stage to stage: registers are short.
 template <class Tile>
 class Copies {
 public:
@@ -33,29 +33,30 @@ public:
         for (int i = 0; i < Tile::x_copies; ++i)
             x_rows_[i] = least(x.row + i * Tile::x_copy_rows, last_token) * x_stride + x.column * chunk;
         x_ = reinterpret_cast<const char*>(p.x) + c.first_token * p.ldx * 2 + c.first_stage * x_row;
-        const int row_block = least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
-        meta_ = (static_cast<uint32_t>(row_block) * (p.in / meta_block_in) + c.first_stage * steps) * meta_block_bytes +
-                meta.column * chunk;
+        const uint32_t row_block = least(c.first_out / meta_block_out + meta.row, (p.out - 1) / meta_block_out);
+        const uint32_t first_block = row_block * (value_stride / meta_block_in) + c.first_stage * steps;
+        meta_ = first_block * meta_block_bytes + meta.column * chunk;
         value_to_ = swizzled<4>(value.row, value.column);
         x_to_ = Tile::x_at + swizzled<8>(x.row, x.column);
     }
 
     // Starts one copy of a stage into the slot at byte `slot`, if wanted.
     template <class Machine>
-    VLPRUNE_HD void start(Machine& machine, const Problem& p, int piece, int stage, int slot, bool wanted) const {
-        const auto stage_ = static_cast<uint32_t>(stage);
+    VLPRUNE_HD void start(Machine& machine, const Problem& p, int piece, int number, int slot,
+                          bool wanted) const {
+        const auto stage = static_cast<uint32_t>(number);
         if (piece < Tile::value_copies) {
             const int to = value_to_ + piece * Tile::value_copy_rows * value_row;
-            const uint32_t from = values_[piece] + stage_ * value_row;
+            const uint32_t from = values_[piece] + stage * value_row;
             machine.copy_if(wanted, slot + to, reinterpret_cast<const char*>(p.values) + from);
         } else if (piece < pieces - 1) {
             const int i = piece - Tile::value_copies, before = i * Tile::threads;
             const bool exists = before + Tile::threads <= Tile::x_chunks || before + thread_ < Tile::x_chunks;
             const int to = x_to_ + i * Tile::x_copy_rows * x_row;
-            machine.copy_if(wanted && exists, slot + to, x_ + (x_rows_[i] + stage_ * x_row));
+            machine.copy_if(wanted && exists, slot + to, x_ + (x_rows_[i] + stage * x_row));
         } else {
             const int to = Tile::meta_at + thread_ * chunk;
-            const uint32_t from = meta_ + stage_ * (steps * meta_block_bytes);
+            const uint32_t from = meta_ + stage * (steps * meta_block_bytes);
             machine.copy_if(wanted && thread_ < Tile::meta_chunks, slot + to, p.meta + from);
         }
     }
@@ -79,7 +80,9 @@ template <class Tile>
 struct Lane {
     int values, x, meta;  // byte offsets in a slot
     VLPRUNE_HD Lane(int warp, int lane)
-        : values(Tile::values_lane(warp, lane)), x(Tile::x_lane(warp, lane)), meta(Tile::meta_lane(warp, lane)) {}
+        : values(Tile::values_lane(warp, lane)),
+          x(Tile::x_lane(warp, lane)),
+          meta(Tile::meta_lane(warp, lane)) {}
 };
 
 template <class Tile, class Machine>
@@ -133,14 +136,16 @@ VLPRUNE_HD void sum_inputs(Machine& machine, const Problem& p, const Cut& c, Sum
             for (int n = 0; n < Tile::n8; ++n) {
 #pragma unroll
                 for (int m = 0; m < Tile::m16; m += 2) {
-                    machine.template mma<T, 0>(sums[m][n], f.values[step][m], f.x[n], f.meta[step][m / 2]);
-                    machine.template mma<T, 1>(sums[m + 1][n], f.values[step][m + 1], f.x[n], f.meta[step][m / 2]);
+                    const uint32_t meta = f.meta[step][m / 2];
+                    machine.template mma<T, 0>(sums[m][n], f.values[step][m], f.x[n], meta);
+                    machine.template mma<T, 1>(sums[m + 1][n], f.values[step][m + 1], f.x[n], meta);
                 }
                 machine.load_matrices(f.x[n], from + Tile::x_step(lane.x, n, next));
-                if (last_step)
+                if (!last_step) continue;
+                const int first = n * copies.pieces / Tile::n8, end = (n + 1) * copies.pieces / Tile::n8;
 #pragma unroll
-                    for (int piece = n * copies.pieces / Tile::n8; piece < (n + 1) * copies.pieces / Tile::n8; ++piece)
-                        copies.start(machine, p, piece, coming, slot, coming < c.stages);
+                for (int piece = first; piece < end; ++piece)
+                    copies.start(machine, p, piece, coming, slot, coming < c.stages);
             }
             if (last_step) machine.close_copies();
         }

@@ -62,7 +62,7 @@ struct Tile {
     VLPRUNE_HD static constexpr int values_lane(int warp, int lane) {
         return swizzled<4>(warp_row(warp) + lane % 16, lane / 16);
     }
-    // A step is two chunks further and a block of 16 outputs 16 rows: both leave the swizzle's other bits alone.
+    // A step is two chunks further and a block of 16 outputs 16 rows: both leave the swizzle's other bits.
     VLPRUNE_HD static constexpr int values_at(int lane_offset, int m, int step) {
         return (lane_offset ^ (2 * chunk * step)) + m * 16 * value_row;
     }

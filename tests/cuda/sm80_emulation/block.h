@@ -10,24 +10,30 @@
 
 namespace emulation {
 
-enum class Order : int { ascending = 0, descending = 1, random = 2 };  // of warps, each as far as it gets
-enum class Landing : int { early = 0, late = 1, random = 2 };          // of copies: when started, when waited for
+// Of warps, each as far as it gets.
+enum class Order : int { ascending = 0, descending = 1, random = 2 };
+// Of copies: when they are started, when they are waited for, or either.
+enum class Landing : int { early = 0, late = 1, random = 2 };
 
 // What went wrong; all zero in a right kernel.
 struct Faults {
-    int64_t bank_conflicts = 0;      // cycles beyond the least
-    int64_t outside = 0;             // accesses outside what the launch was given
-    int64_t misaligned = 0;
-    int64_t indices = 0;             // metadata that does not ascend
+    int64_t bank_conflicts = 0;          // cycles beyond the least
+    int64_t outside = 0;                 // accesses outside what the launch was given
+    int64_t misaligned = 0;              // addresses that are no multiple of what is accessed
+    int64_t indices = 0;                 // groups whose metadata does not ascend
     int64_t different_instructions = 0;  // lanes of a warp that met in different instructions
-    int64_t stuck = 0;
+    int64_t stuck = 0;                   // threads that waited for ever
 };
 
 class Block {
 public:
     Block(int threads, int shared_bytes, Order order, unsigned seed, Faults& faults)
-        : shared(static_cast<size_t>(shared_bytes), 0xff), faults(faults), warps_(threads / 32), fibers_(threads),
-          order_(order), random_(seed) {}
+        : shared(static_cast<size_t>(shared_bytes), 0xff),
+          faults(faults),
+          warps_(static_cast<size_t>(threads / 32)),
+          fibers_(static_cast<size_t>(threads)),
+          order_(order),
+          random_(seed) {}
 
     void run(const std::function<void(int thread)>& body) {
         body_ = &body;

@@ -37,7 +37,8 @@ void emulate(const Launch& l, Faults& faults) {
     const auto rows = [&](const void* from, int64_t stride, int64_t columns) {
         return Range{from, ((l.tokens - 1) * stride + columns) * 2};
     };
-    std::vector<Range> reads{rows(l.x, l.ldx, l.in), {l.values, l.out * l.in}, {l.meta, sm80_meta_bytes(l.out, l.in)}};
+    std::vector<Range> reads{rows(l.x, l.ldx, l.in), {l.values, l.out * l.in}};
+    reads.push_back({l.meta, sm80_meta_bytes(l.out, l.in)});
     if (l.bias) reads.push_back({l.bias, l.out * 2});
     if (l.residual) reads.push_back(rows(l.residual, l.ldr, l.out));
     std::vector<Range> writes{rows(l.y, l.ldy, l.out)};
@@ -78,7 +79,8 @@ int config_total() { return config_count; }
 void config_info(int config, const char** name, int64_t* sizes) {
     *name = configs[config].name;
     with_tile(configs[config].tile, [&](auto tile) {
-        const int64_t all[] = {tile.out, tile.tokens, tile.stages, tile.threads, tile.shared_bytes, configs[config].parts};
+        const int64_t all[] = {tile.out,     tile.tokens,       tile.stages,
+                               tile.threads, tile.shared_bytes, configs[config].parts};
         std::copy(std::begin(all), std::end(all), sizes);
     });
 }
@@ -119,14 +121,17 @@ int64_t copy_conflicts(int config) {
         });
         for (int first = 0; first < Tile::tokens * Tile::result_chunks; first += Tile::threads)
             extra += conflicts(Tile::threads, [&](int thread) {
-                return Tile::result((first + thread) / Tile::result_chunks, (first + thread) % Tile::result_chunks);
+                const int piece = first + thread;
+                return Tile::result(piece / Tile::result_chunks, piece % Tile::result_chunks);
             });
         return extra;
     });
 }
 
 int64_t meta_bytes(int64_t out, int64_t in) { return sm80_meta_bytes(out, in); }
-void reorder_meta(const uint8_t* meta, int64_t out, int64_t in, uint8_t* to) { sm80_reorder_meta(meta, out, in, to); }
+void reorder_meta(const uint8_t* meta, int64_t out, int64_t in, uint8_t* to) {
+    sm80_reorder_meta(meta, out, in, to);
+}
 
 void from_float16(const uint16_t* from, float* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = Float16::to_float(from[i]);

@@ -42,7 +42,8 @@ inline uint32_t float16_bits(float value) {
 
 class Machine {
 public:
-    Machine(Block& block, int thread, Landing landing, const std::vector<Range>& reads, const std::vector<Range>& writes)
+    Machine(Block& block, int thread, Landing landing, const std::vector<Range>& reads,
+            const std::vector<Range>& writes)
         : block_(block), thread_(thread), landing_(landing), reads_(reads), writes_(writes) {}
 
     int thread() const { return thread_; }
@@ -82,14 +83,14 @@ public:
     uint32_t load_word(int from) {
         WordAccess access{from, 0};
         block_.meet_warp(thread_, lds, &access, [&](void* const* lanes) {
-            words<WordAccess>(lanes, [&](WordAccess& a) { std::memcpy(&a.word, &block_.shared[size_t(a.at)], 4); });
+            words(lanes, [&](WordAccess& a) { std::memcpy(&a.word, &block_.shared[size_t(a.at)], 4); });
         });
         return access.word;
     }
     void store_word(int to, uint32_t word) {
         WordAccess access{to, word};
         block_.meet_warp(thread_, sts, &access, [&](void* const* lanes) {
-            words<WordAccess>(lanes, [&](WordAccess& a) { std::memcpy(&block_.shared[size_t(a.at)], &a.word, 4); });
+            words(lanes, [&](WordAccess& a) { std::memcpy(&block_.shared[size_t(a.at)], &a.word, 4); });
         });
     }
     // Lanes without results of their own do not come here, so this is no meeting; its conflicts are judged by
@@ -209,11 +210,11 @@ private:
         });
     }
 
-    template <class Access, class Move>
+    template <class Move>
     void words(void* const* lanes, const Move& move) {
         int used[32] = {};
         for (int lane = 0; lane < 32; ++lane) {
-            auto& access = *static_cast<Access*>(lanes[lane]);
+            auto& access = *static_cast<WordAccess*>(lanes[lane]);
             check_shared(access.at, 4);
             ++used[access.at / 4 % 32];  // no two lanes of the kernel share a word
             move(access);
