@@ -159,6 +159,17 @@ def test_the_most_that_can_be_reached():
         choose_for_speed(model, COSTS, layers, 3.0)
 
 
+def test_the_fastest_choice_there_is_leaves_what_must_stay():
+    # attention here needs a head; three layers of 70 fill the time left to the last bit, which rounding hides
+    costs = [TowerCost("visual", 30.0, (LayerCost(100.0, Curve(((1, -30.0), (4, 0.0)))),) * 3)]
+    heads = [error for error in errors_of(1) if error.kind == "heads"]
+    most = most_speedup(build("clip"), costs, heads)
+    assert most == pytest.approx(330 / 240)
+    chosen = choose_for_speed(build("clip"), costs, heads, most)
+    assert [layer.heads for layer in chosen.layers] == [1, 1, 1]
+    assert chosen.predicted == pytest.approx(most)
+
+
 def test_two_towers_share_the_time():
     model = build("clip")
     text = TowerCost("text", 10.0, (LayerCost(50.0, Curve(((0, -25.0), (2, 0.0)))), None))

@@ -41,8 +41,9 @@ class KeptTimes:
     def __init__(self, settings: Any) -> None:
         machine = {key: value for key, value in measure.machine_info().items() if key != "commit"}
         precision = torch.get_float32_matmul_precision()
-        self._key = repr((machine, precision, os.environ.get("VLPRUNE_BACKEND"), settings))
-        self._name = f"layer-times-{hashlib.sha256(self._key.encode()).hexdigest()[:16]}.json"
+        described = repr((machine, precision, os.environ.get("VLPRUNE_BACKEND"), settings))
+        self._key = hashlib.sha256(described.encode()).hexdigest()
+        self._name = f"layer-times-{self._key[:16]}.json"
         kept = load_cache(self._name)
         times = kept.get("times") if kept.get("key") == self._key else None
         self.times: dict[str, float] = {
