@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     compact = copy.deepcopy(dense)
     compact_(compact, kept)
     sparse = copy.deepcopy(compact)
-    prune_(sparse, MagnitudeConfig(pattern="2:4"))
+    prune_(sparse, MagnitudeConfig(pattern="2:4", targets=("visual",)))
     zeros = copy.deepcopy(sparse)
     report = sparsify_(sparse, example=images, only_if_faster=not args.pack_all)
     with mask_modules(dense, kept):
