@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_common import Report, calls_of, cold_times, copies_for, parser
+from benchmarks.gpu_common import Report, calls_of, cold_times, copies_for, needs_gpu, parser
 from vlprune import measure
 
 COPIES = (2**22, 2**24, 2**26, 2**28, 2**30)
@@ -22,7 +22,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def main() -> None:
     """Measure, write."""
-    report = Report("ceilings", parser(__doc__).parse_args().out)
+    args = parser(__doc__).parse_args()
+    needs_gpu("gpu_ceilings")
+    report = Report("ceilings", args.out)
     for size in COPIES:
         report.attempt(f"copy of {size / 2**20:.0f} MiB", lambda size=size: copied(size))
     for name, dtype in DTYPES.items():

@@ -21,13 +21,20 @@ import torch
 
 from vlprune import files, measure
 from vlprune.measure import Timing
+from vlprune.ops import gpu
 
-__all__ = ["Report", "calls_of", "cold_times", "copies_for", "graphed", "host_seconds", "parser"]
+__all__ = ["Report", "calls_of", "cold_times", "copies_for", "graphed", "host_seconds", "needs_gpu", "parser"]
 
 Call = Callable[[], object]
 
 BYTES, CALLS, ROUNDS = 256 * 2**20, 64, 30
 _SMI = "driver_version,power.limit,clocks.max.sm,clocks.max.mem"
+
+
+def needs_gpu(script: str) -> None:
+    """Leave where there is none."""
+    if (reason := gpu.why_none(None)) is not None:
+        sys.exit(f"{script}: nothing to measure: {reason}")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -48,8 +55,8 @@ class Report:
 
     def __init__(self, name: str, out: Path | None) -> None:
         self.machine = {**measure.machine_info(), **_versions()}
-        gpu = re.sub(r"\W+", "-", str(self.machine["gpu"])).lower().strip("-")
-        self.path = out or Path(__file__).parent / "results" / gpu / f"{name}.json"
+        folder = re.sub(r"\W+", "-", str(self.machine["gpu"])).lower().strip("-")
+        self.path = out or Path(__file__).parent / "results" / folder / f"{name}.json"
         self.rows: list[dict[str, Any]] = []
         self.failed = 0
         self._start = time.perf_counter()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import vlprune
-from benchmarks.gpu_common import Report, graphed, parser
+from benchmarks.gpu_common import Report, graphed, needs_gpu, parser
 from benchmarks.gpu_tower import Clip
 from vlprune import measure
 
@@ -30,6 +30,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     args = options.parse_args()
+    needs_gpu("gpu_model")
     report = Report("model", args.out)
     torch.manual_seed(0)
     exact = Clip().cuda().eval()
