@@ -23,7 +23,7 @@ from vlprune import (
 from vlprune.models.tree import tensors
 from vlprune.nn import Linear24
 from vlprune.pipeline import Variant
-from vlprune.structured import mask_modules
+from vlprune.structured import ablated, mask_modules
 
 OPTIONS = pipeline.RunOptions("tiny", "pairs", "others", batch=2, rounds=5)
 SMALLER = StructuredConfig(
@@ -90,6 +90,18 @@ def test_record_says_what_went_and_why(record, clip, pairs, tmp_path):
     sizes = [sum(p.numel() for p in model.parameters()) for model in (clip, small)]
     assert list(part["parameters"]) == sizes
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_errors_of_a_killed_choice_are_kept(clip, pairs, tmp_path, monkeypatch):
+    go(clip, pairs, BOTH[:1], tmp_path)
+    for name in ("structured", "progress.json"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    scored = []
+    real = ablated.embeddings_without
+    monkeypatch.setattr(ablated, "embeddings_without", lambda *a: scored.extend(a[3]) or real(*a))
+    record = go(clip, pairs, BOTH[:1], tmp_path)
+    assert len(record["structured"][NAME]["errors"]) == 12 + 12 + 3 + 6
+    assert scored == []
 
 
 def test_saved_model_is_the_masked_one(record, clip, tmp_path):

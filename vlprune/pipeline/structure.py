@@ -24,7 +24,8 @@ def structure(job: Job, config: StructuredConfig, name: str, folder: Path) -> di
     notes = []
     if job.options.calib == job.options.data and config.criterion in ("mope", "gradient"):
         notes.append("modules were chosen on the images that they are evaluated with")
-    report = compact_(model, config, job.calib, notes=notes)
+    # what takes longest is kept module by module
+    report = compact_(model, config, job.calib, notes=notes, resume=job.out / "errors.json")
     seconds = time.perf_counter() - start
     job.say(f"{name}: {report}")
     save_pretrained(model, folder)

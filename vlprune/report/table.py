@@ -150,7 +150,7 @@ def conditions(record: Mapping[str, Any]) -> str:
     return (
         f"{record['model']} on {record['data']}, {count} images; calibrated on {calib}\n"
         f"{record['dtype']}, batch {record['batch']}, {threads}, {device}, torch {machine['torch']}\n"
-        "Milliseconds are medians, dense -> this, interleaved in one run; a speed is their ratio."
+        "Medians in ms, dense -> this, interleaved in one run; a speed is their ratio."
     )
 
 
