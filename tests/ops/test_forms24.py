@@ -202,3 +202,34 @@ def test_trust():
     assert not measure24.trusted(operands, lambda y: y)
     assert not measure24.trusted(operands, lambda y: right[:-1])
     assert not measure24.trusted(operands, lambda y: right + 0.1)
+
+
+def test_a_time_is_the_devices_a_call(monkeypatch):
+    log, clock = [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def call(name, milliseconds):
+        def run():
+            log.append(name)
+            clock[0] += milliseconds
+
+        return run
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append(cycles))
+    times = measure24.seconds_a_call({"a": [call("a", 1), call("a", 3)], "b": [call("b", 5)]}, rounds=3)
+    assert times == {"a": 2e-3, "b": 5e-3}
+    # Two rounds before the three; the device waits for as many calls as come.
+    assert log == [2 * measure24._CYCLES_A_CALL, "a", "a", measure24._CYCLES_A_CALL, "b"] * 5

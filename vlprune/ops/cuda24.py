@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,26 +29,32 @@ def linear24(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See `reference.linear24`."""
-    out, half = values.shape
-    if x.numel() == 0 or out == 0 or asked(backend) == "torch":
-        return reference.linear24(x, values, meta, bias, activation, residual)
-    tokens, inputs = x.numel() // (2 * half), 2 * half
-    kind = (x.device, x.dtype, tokens, out, half, activation, bias is None, residual is None, backend)
-    chosen = _chosen.get(kind)
-    if chosen is None:
-        problem = Problem(tokens, out, inputs, x.dtype, activation, bias is not None, residual is not None)
-        form, config, stays = form_for(problem, backend, x.device)
-        chosen = form, config
-        if stays:
-            _chosen[kind] = chosen
-    form, config = chosen
+    # Every microsecond here is one of the host's a call: a choice that was made is found by one look-up.
+    out, inputs = values.shape[0], x.shape[-1]
+    tokens = x.numel() // inputs if inputs else 0
+    kind = (x.device, x.dtype, tokens, out, inputs, activation, bias is None, residual is None, backend)
+    form, config = _chosen.get(kind) or _choose(kind)
     if form is None:
         return reference.linear24(x, values, meta, bias, activation, residual)
-    rows = x.reshape(tokens, inputs)
-    added = None if residual is None else residual.reshape(tokens, out)
-    with nullcontext() if gpu.is_current(x.device) else torch.cuda.device(x.device):
+    rows = x if x.dim() == 2 else x.reshape(tokens, inputs)
+    added = residual if residual is None or x.dim() == 2 else residual.reshape(tokens, out)
+    if gpu.is_current(x.device):
         y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
-    return y.reshape(*x.shape[:-1], out)
+    else:
+        with torch.cuda.device(x.device):
+            y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
+
+
+def _choose(kind: tuple[Any, ...]) -> tuple[Form | None, str]:
+    device, dtype, tokens, out, inputs, activation, unbiased, alone, backend = kind
+    form, config, stays = None, "", True
+    if tokens and out and asked(backend) != "torch":
+        problem = Problem(tokens, out, inputs, dtype, activation, not unbiased, not alone)
+        form, config, stays = form_for(problem, backend, device)
+    if stays:
+        _chosen[kind] = form, config
+    return form, config
 
 
 def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto") -> None:
