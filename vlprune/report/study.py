@@ -35,7 +35,7 @@ def study_table(study: Mapping[str, Any]) -> str:
 
 def write_study(study: Mapping[str, Any], path: Path) -> None:
     """Write the page: curves, table, and the errors of the first draw; it needs nothing else."""
-    modules = next((draw["modules"] for draw in study["errors"].values()), [])
+    modules: list[Any] = next((draw["modules"] for draw in study["errors"].values()), [])
     write_page(
         path,
         "study.html",
