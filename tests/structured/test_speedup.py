@@ -298,7 +298,25 @@ def test_a_clock_that_never_agrees_ends_and_is_not_bent(monkeypatch):
     config = StructuredConfig(target_speedup=2.0, tower="visual", timed_batch=2)
     _, speedup = choose_and_verify(model, config, costs, errors_of(4))
     assert speedup.measured == 1.2
-    assert speedup.tries <= 3
+    assert speedup.tries <= 5
+
+
+@pytest.mark.parametrize(
+    ("found", "aim"),
+    [
+        # As far off as the last one was.
+        ([(2.0, 1.6)], 2.5),
+        ([(2.0, 1.6), (2.5, 1.8)], 2.5 / 0.9),
+        # Between the two, half-way where both are off by the same factor.
+        ([(2.0, 2.5), (1.6, 1.6)], (2.0 * 1.6) ** 0.5),
+        ([(1.6, 1.6), (2.0, 2.5)], (2.0 * 1.6) ** 0.5),
+        # The nearest on either side, whatever was tried besides.
+        ([(1.0, 1.1), (3.0, 3.9), (2.0, 2.5), (1.6, 1.6)], (2.0 * 1.6) ** 0.5),
+    ],
+    ids=("slower", "slower twice", "faster then slower", "slower then faster", "nearest two"),
+)
+def test_what_is_aimed_at_after_a_miss(found, aim):
+    assert verify._next_aim(2.0, found) == pytest.approx(aim)
 
 
 def test_the_report_says_what_was_named_predicted_and_measured():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -23,9 +24,9 @@ from .speedup import Chosen, Speedup, choose_for_speed, most_speedup
 
 __all__ = ["choose_and_verify", "measure_speedup", "pack_where_faster_"]
 
-# A measured speed-up this near to the named one is as good as hit; else the choice is corrected twice.
+# A measured speed-up this near to the named one is as good as hit; else the choice is corrected.
 _NEAR = 0.03
-_TRIES = 3
+_TRIES = 5
 # Comparisons, each of so many rounds, whose median is the measured speed-up.
 _REPEATS, _ROUNDS, _MIN_SECONDS, _MAX_SECONDS = 5, 5, 0.2, 30.0
 
@@ -36,8 +37,8 @@ def choose_and_verify(
     """Choose what goes, measure the model without it, and choose anew where that is off the target.
 
     Costs of layers measured one by one need not add up to what the smaller model takes. If it is more than
-    three percent faster or slower than named, another choice is made for a target that is as much lower or
-    higher, at most twice, and the one that measured nearest is taken.
+    three percent faster or slower than named, another choice is made (`_next_aim`), at most
+    four times, and the one that measured nearest is taken.
 
     Args:
         model: unchanged; a smaller copy is made of it.
@@ -66,7 +67,8 @@ def choose_and_verify(
         measured = statistics.median(ratios)
         if abs(measured / target - 1) <= _NEAR:
             break
-        aim = max(1.0, min(target * chosen.predicted / measured, most_speedup(model, costs, errors)))
+        aim = _next_aim(target, [(choice.predicted, statistics.median(own)) for choice, own in found])
+        aim = max(1.0, min(aim, most_speedup(model, costs, errors)))
     chosen, ratios = min(found, key=lambda pair: abs(statistics.median(pair[1]) / target - 1))
     return chosen.keep_lists, Speedup(
         target,
@@ -80,6 +82,21 @@ def choose_and_verify(
         chosen.error,
         chosen.layers,
     )
+
+
+def _next_aim(target: float, found: Sequence[tuple[float, float]]) -> float:
+    """Return what to predict next, after (predicted, measured) speed-ups that were off the target.
+
+    As much lower or higher as the last one was off; or, once the target lies between two measured ones,
+    between what the nearest two were predicted to be, as correcting by the one leads back to the other.
+    """
+    below = max((pair for pair in found if pair[1] <= target), key=lambda pair: pair[1], default=None)
+    above = min((pair for pair in found if pair[1] > target), key=lambda pair: pair[1], default=None)
+    if below is None or above is None:
+        predicted, measured = found[-1]
+        return target * predicted / measured
+    share = math.log(target / below[1]) / math.log(above[1] / below[1])
+    return math.exp((1 - share) * math.log(below[0]) + share * math.log(above[0]))
 
 
 @torch.inference_mode()
