@@ -7,12 +7,15 @@ import os
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class CMakeBuild(build_ext):
@@ -25,6 +28,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
+        (target / f"_C_cuda{SUFFIX}").unlink(missing_ok=True)  # an earlier one, not wanted this time perhaps
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
@@ -34,9 +38,16 @@ class CMakeBuild(build_ext):
             f"-DVLPRUNE_CUDA={cuda()}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
         jobs = [] if self.parallel is None else ["-j", str(self.parallel)]
-        subprocess.run(["cmake", "--build", str(build), *jobs], check=True)
+        for command in (configure, ["cmake", "--build", str(build), *jobs]):
+            if subprocess.run(command).returncode:
+                raise CompileError("CMake could not build vlprune's native extension; it says why above")
+
+    def copy_extensions_to_source(self) -> None:
+        """Copy every module that was built: setuptools itself knows of `vlprune._C` alone."""
+        package = Path(self.get_finalized_command("build_py").get_package_dir("vlprune"))
+        for module in (Path(self.build_lib) / "vlprune").glob(f"_C*{SUFFIX}"):
+            self.copy_file(str(module), str(package / module.name))
 
 
 def cuda() -> str:

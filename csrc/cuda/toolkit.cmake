@@ -7,7 +7,7 @@ set_property(CACHE VLPRUNE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 execute_process(
   COMMAND ${Python_EXECUTABLE} -c
-    "import sys, sysconfig; print(*{*filter(None, sys.path), sysconfig.get_path('purelib')}, sep=';')"
+    "import sys, sysconfig; print(*filter(None, sys.path), sysconfig.get_path('purelib'), sep=';')"
   OUTPUT_VARIABLE python_packages OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 
 file(GLOB toolkits /usr/local/cuda /usr/local/cuda-*)
@@ -18,7 +18,7 @@ foreach(packages ${python_packages})
 endforeach()
 find_program(VLPRUNE_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS ${toolkits} ${packaged_toolkits}
   PATH_SUFFIXES bin DOC "CUDA's compiler")
-find_path(VLPRUNE_CUTLASS_INCLUDE cutlass/version.h HINTS ENV CUTLASS_PATH PATHS ${python_packages}
+find_path(VLPRUNE_CUTLASS_INCLUDE cutlass/version.h HINTS ENV CUTLASS_PATH ${python_packages}
   PATH_SUFFIXES include cutlass_library/source/include DOC "CUTLASS's headers, 4.2")
 
 set(nvcc_version 0)
@@ -26,6 +26,14 @@ if(VLPRUNE_NVCC)
   execute_process(COMMAND ${VLPRUNE_NVCC} --version OUTPUT_VARIABLE nvcc_says ERROR_QUIET)
   if(nvcc_says MATCHES "release ([0-9.]+)")
     set(nvcc_version ${CMAKE_MATCH_1})
+  endif()
+endif()
+
+set(cutlass_version 0)
+if(VLPRUNE_CUTLASS_INCLUDE)
+  file(READ ${VLPRUNE_CUTLASS_INCLUDE}/cutlass/version.h cutlass_says)
+  if(cutlass_says MATCHES "CUTLASS_MAJOR ([0-9]+).*CUTLASS_MINOR ([0-9]+)")
+    set(cutlass_version ${CMAKE_MATCH_1}.${CMAKE_MATCH_2})
   endif()
 endif()
 
@@ -50,6 +58,9 @@ elseif(VLPRUNE_CUDA STREQUAL "AUTO" OR VLPRUNE_CUDA)
     set(vlprune_why_no_cuda "${VLPRUNE_NVCC} is of CUDA ${nvcc_version}, 12.8 or newer is needed")
   elseif(NOT VLPRUNE_CUTLASS_INCLUDE)
     set(vlprune_why_no_cuda "CUTLASS's headers were not found (set CUTLASS_PATH, or install nvidia-cutlass)")
+  elseif(cutlass_version VERSION_LESS 4.2 OR cutlass_version VERSION_GREATER_EQUAL 5)
+    set(vlprune_why_no_cuda
+      "CUTLASS in ${VLPRUNE_CUTLASS_INCLUDE} is ${cutlass_version}, 4.2 or a newer 4 is needed (CUTLASS_PATH)")
   endif()
 else()
   set(vlprune_why_no_cuda "it was turned off when vlprune was built (VLPRUNE_CUDA=0)")
