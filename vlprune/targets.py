@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from . import models
 from .config import PruneConfig
 
-__all__ = ["NoMatchError", "select_layers"]
+__all__ = ["NoMatchError", "block_linears", "match_layers", "matches", "require_linear", "select_layers"]
 
 
 class NoMatchError(ValueError):
@@ -23,40 +23,78 @@ def select_layers(
 ) -> dict[str, nn.Linear]:
     """Linear layers inside the blocks of both towers that the config asks for, in model order.
 
-    A pattern is a tower's name ("visual", "text") or a shell pattern of qualified names. One that
-    matches nothing is an error that lists the nearest names, not a silent no-op.
+    Raises:
+        NoMatchError: see `match_layers`.
+        ValueError: one of them is no plain linear layer.
+
     """
-    found: dict[str, tuple[str, nn.Module]] = {
+    chosen = match_layers(block_linears(model), config.targets, config.ignore, filter_fn)
+    return {name: require_linear(name, module, "be pruned") for name, module in chosen.items()}
+
+
+def block_linears(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Qualified name -> tower and layer, for what is linear inside the towers' blocks, in model order."""
+    return {
         name: (tower.name, module)
         for tower in models.view(model).towers.values()
         for block in tower.blocks
         for name, module in block.linears().items()
     }
-    for field, patterns in (("targets", config.targets), ("ignore", config.ignore)):
+
+
+def match_layers(
+    found: Mapping[str, tuple[str, nn.Module]],
+    targets: Sequence[str],
+    ignore: Sequence[str],
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+) -> dict[str, nn.Module]:
+    """Return the layers that the targets mean and that neither `ignore` nor the filter leaves out.
+
+    A pattern is a tower's name ("visual", "text") or a shell pattern of qualified names.
+
+    Args:
+        found: qualified name -> tower and layer.
+        targets: patterns.
+        ignore: patterns.
+        filter_fn: ``(module, qualified name) -> bool``, True for those to take.
+
+    Raises:
+        NoMatchError: a pattern that matches nothing, with the nearest names, since it is no silent no-op;
+            or nothing is left.
+
+    """
+    for field, patterns in (("targets", targets), ("ignore", ignore)):
         for pattern in patterns:
-            if not any(_matches(pattern, name, tower) for name, (tower, _) in found.items()):
+            if not any(matches(pattern, name, tower) for name, (tower, _) in found.items()):
                 near = difflib.get_close_matches(pattern, found, n=3, cutoff=0.0)
                 raise NoMatchError(f"{field}: {pattern!r} matches no layer; nearest: {', '.join(near)}")
-    chosen: dict[str, nn.Linear] = {}
-    for name, (tower, module) in found.items():
-        if not _any(config.targets, name, tower) or _any(config.ignore, name, tower):
-            continue
-        if filter_fn is not None and not filter_fn(module, name):
-            continue
-        if not isinstance(module, nn.Linear):
-            raise ValueError(
-                f"{name}: a {type(module).__name__} cannot be pruned, only nn.Linear; ignore it, or put "
-                "its dense form back (Linear24.to_linear)"
-            )
-        chosen[name] = module
+    chosen = {
+        name: module
+        for name, (tower, module) in found.items()
+        if any(matches(pattern, name, tower) for pattern in targets)
+        and not any(matches(pattern, name, tower) for pattern in ignore)
+        and (filter_fn is None or filter_fn(module, name))
+    }
     if not chosen:
-        raise NoMatchError(f"targets, ignore and filter_fn together leave none of the {len(found)} layers")
+        what = "targets and ignore" if filter_fn is None else "targets, ignore and filter_fn"
+        raise NoMatchError(f"{what} together leave none of the {len(found)} layers")
     return chosen
 
 
-def _any(patterns: Sequence[str], name: str, tower: str) -> bool:
-    return any(_matches(pattern, name, tower) for pattern in patterns)
-
-
-def _matches(pattern: str, name: str, tower: str) -> bool:
+def matches(pattern: str, name: str, tower: str) -> bool:
+    """Whether a pattern means a layer of that name in that tower."""
     return pattern == tower or fnmatchcase(name, pattern)
+
+
+def require_linear(name: str, module: nn.Module, purpose: str) -> nn.Linear:
+    """Return the module, or raise ValueError unless it is a linear layer with nothing but its own weight."""
+    own = module._parameters
+    if not isinstance(module, nn.Linear):
+        problem = "put its dense form back (Linear24.to_linear)"
+    elif "lora_A" in own:
+        problem = "put its adapter into its weight first (merge_sparse_lora_)"
+    elif "weight" not in own:
+        problem = "remove the parametrization that computes its weight"
+    else:
+        return module
+    raise ValueError(f"{name}: a {type(module).__name__} cannot {purpose}; ignore it, or {problem}")

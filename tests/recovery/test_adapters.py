@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from common import pruned
+from models import zoo
 from torch import nn
 
 import vlprune
@@ -37,12 +39,6 @@ def train_a_little(model, scale=0.3):
     """Give every adapter values, as training would."""
     for layer in adapters(model).values():
         nn.init.normal_(layer.lora_B, std=scale)
-
-
-def pruned(model, **config):
-    small = copy.deepcopy(model)
-    vlprune.prune_(small, vlprune.MagnitudeConfig(**config))
-    return small
 
 
 @pytest.fixture
@@ -98,6 +94,9 @@ def test_student_and_teacher_in_one_module(clip, batch):
     torch.testing.assert_close(outputs(clip, *batch), outputs(small, *batch), rtol=1e-4, atol=1e-5)
     train_a_little(clip)
     student = outputs(clip, *batch)
+    with pytest.raises(KeyError), dense_teacher(clip):
+        {}["an error inside"]
+    assert torch.equal(outputs(clip, *batch), student)
     with dense_teacher(clip), dense_teacher(clip):
         torch.testing.assert_close(outputs(clip, *batch), outputs(dense, *batch), rtol=1e-4, atol=1e-5)
     assert torch.equal(outputs(clip, *batch), student)
@@ -198,6 +197,19 @@ def test_compacted_model(clip, batch):
     assert torch.equal(outputs(clip, *batch), trained)
 
 
+def test_masks_of_cross_attention_that_is_not_split():
+    model = zoo.build("coca")
+    small = pruned(model, pattern="2:4")
+    masks = vlprune.masks(small)
+    assert any("cross_attn" in name and name.endswith("in_proj_weight") for name in masks)
+    add_sparse_lora_(model, SparseLoRAConfig(rank=2), masks)
+    train_a_little(model)
+    merge_sparse_lora_(model)
+    after = vlprune.masks(model)
+    assert after.keys() == masks.keys()
+    assert all(torch.equal(after[name], masks[name]) for name in masks)
+
+
 def test_attention_split_before_stays_split(clip):
     vlprune.split_attention_(clip)
     add_sparse_lora_(clip, SparseLoRAConfig())
@@ -205,13 +217,13 @@ def test_attention_split_before_stays_split(clip):
     assert isinstance(clip.visual.transformer.resblocks[0].attn, PackedAttention)
 
 
-def test_module_without_towers_leaves_multihead_attention_alone():
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    x = torch.randn(2, 3, 8)
-    before = model(x)
-    assert add_sparse_lora_(model, SparseLoRAConfig(rank=2)) == ["linear1", "linear2"]
-    model.eval()
-    assert model(x).shape == before.shape
+@torch.no_grad()
+def test_module_without_towers_leaves_layers_alone_that_are_not_called():
+    inner = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), inner, nn.ModuleList([nn.Linear(8, 4)])).eval()
+    assert add_sparse_lora_(model, SparseLoRAConfig(rank=2)) == ["2.0"]
+    with pytest.raises(ValueError, match="matches no layer"):
+        add_sparse_lora_(inner)
 
 
 def test_copy_of_a_model_with_adapters_merges_alone(clip, batch):
@@ -271,6 +283,53 @@ def test_refusals(clip):
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match=r"1\.weight: it is also 0\.weight"):
         add_sparse_lora_(tied)
+
+
+def test_weight_that_overflows_is_not_merged(clip):
+    clip.half()
+    add_sparse_lora_(clip, SparseLoRAConfig(rank=1, alpha=1))
+    first, *_, last = adapters(clip).values()
+    before = first.weight.detach().clone()
+    nn.init.ones_(first.lora_B)
+    nn.init.constant_(last.lora_A, 300.0)
+    nn.init.constant_(last.lora_B, 300.0)
+    with pytest.raises(ValueError, match="with its adapter it holds values that are not finite"):
+        merge_sparse_lora_(clip)
+    assert torch.equal(first.weight, before)
+
+
+def test_failure_half_way_changes_nothing(clip, monkeypatch):
+    made = []
+
+    def fail(linear, *given, **options):
+        if len(made) == 3:
+            raise MemoryError("no room")
+        made.append(linear)
+        return SparseLoRALinear(linear, *given, **options)
+
+    before = [(name, type(m)) for name, m in clip.named_modules()]
+    monkeypatch.setattr("vlprune.recovery.adapters.SparseLoRALinear", fail)
+    with pytest.raises(MemoryError):
+        add_sparse_lora_(clip)
+    assert [(name, type(m)) for name, m in clip.named_modules()] == before
+    assert all(p.requires_grad for p in clip.parameters())
+
+
+def test_layers_with_adapters_are_neither_adapted_nor_pruned(clip):
+    assert "transformer.resblocks.0.mlp.c_fc" in add_sparse_lora_(clip.visual)
+    message = r"visual\S+c_fc: a SparseLoRALinear cannot {}; ignore it, or put its adapter into its weight"
+    with pytest.raises(ValueError, match=message.format("carry an adapter")):
+        add_sparse_lora_(clip, SparseLoRAConfig(targets=("visual.*.c_fc",)))
+    with pytest.raises(ValueError, match=message.format("be pruned")):
+        vlprune.prune_(clip, vlprune.MagnitudeConfig(targets=("visual.*.c_fc",)))
+    assert all(layer.weight.all() for layer in adapters(clip).values())
+
+
+def test_weight_that_is_computed_is_refused(clip):
+    layer = clip.visual.transformer.resblocks[0].mlp.c_fc
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(ValueError, match=r"cannot carry an adapter; .* remove the parametrization"):
+        add_sparse_lora_(clip)
 
 
 def test_packed_layer_is_refused(clip):

@@ -37,7 +37,7 @@ def test_half_precision_weight_is_rounded_once():
     assert ((found != 0) == keep).all()
 
 
-@pytest.mark.parametrize("lead", [(4,), (2, 3), (2, 1, 3)], ids=["2-D", "3-D", "4-D"])
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3), (2, 1, 3)], ids=["1-D", "2-D", "3-D", "4-D"])
 @pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
 def test_forward_and_gradients_equal_the_definition(lead, masked):
     x, w, a, b, keep, bias = case(lead=lead)

@@ -90,8 +90,6 @@ def _read(calib: Iterator[Any], config: PruneConfig) -> list[tuple[Tensor, Tenso
 def _check_weights(layers: Mapping[str, nn.Linear], config: PruneConfig) -> None:
     pattern = Pattern.parse(config.pattern)
     for name, layer in layers.items():
-        if "weight" not in layer._parameters:
-            raise ValueError(f"{name}: its weight is computed by a parametrization; remove that first")
         pattern.check_inputs(layer.in_features, name)
         weight = layer.weight.detach()
         bad = ~weight.isfinite()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from .. import models
 from ..models.split import replace
 from ..nn import Linear24
-from ..targets import NoMatchError
+from ..targets import block_linears, match_layers, matches, require_linear
 from .config import SparseLoRAConfig
 from .sparselora import SparseLoRALinear
 
@@ -48,8 +46,9 @@ def add_sparse_lora_(
     is needed (`distill_`). Outputs are those of the masked model until something is trained.
 
     Args:
-        model: any module with linear layers. Of a CLIP-style model the layers inside the towers' blocks
-            are adapted, and packed attention is split for it.
+        model: any module with linear layers, those of nn.MultiheadAttention and nn.TransformerEncoderLayer
+            apart. Of a CLIP-style model the layers inside the towers' blocks are adapted, and packed
+            attention is split for it.
         config: rank, alpha and where.
         masks: parameter name -> keep mask (bool [out, in], True = stays), as `vlprune.masks(model)`
             returns them. A weight that they do not name keeps the zeros that it has, and so do all
@@ -72,21 +71,24 @@ def add_sparse_lora_(
     split = models.split_attention_(model) if _has_towers(model) else []
     try:
         found = _linears(model)
-        chosen = _choose(found, config)
+        chosen = {
+            name: require_linear(name, module, "carry an adapter")
+            for name, module in match_layers(found, config.targets, config.ignore).items()
+        }
         _refuse_shared(model, chosen)
         keeps = _keep_masks(model, chosen, {} if masks is None else masks)
-        sizes = {
-            name: (_of(config.rank, "rank", name, tower), _of(config.alpha, "alpha", name, tower))
-            for name, (tower, _) in chosen.items()
-        }
+        adapters = {}
+        for name, linear in chosen.items():
+            tower = found[name][0]
+            rank, alpha = _of(config.rank, "rank", name, tower), _of(config.alpha, "alpha", name, tower)
+            adapters[name] = SparseLoRALinear(linear, keeps[name], int(rank), alpha, sparse=config.sparse)
     except BaseException:
         models.merge_attention_(model, split)
         raise
     trainable = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
-    for name, (_, linear) in chosen.items():
-        rank, alpha = sizes[name]
-        replace(model, name, SparseLoRALinear(linear, keeps[name], int(rank), alpha, sparse=config.sparse))
+    for name, adapter in adapters.items():
+        replace(model, name, adapter)
     setattr(model, _ATTRIBUTE, Attached(config, tuple(split), trainable))
     return list(chosen)
 
@@ -102,7 +104,7 @@ def merge_sparse_lora_(model: nn.Module) -> list[str]:
         Qualified names of the layers that were merged.
 
     Raises:
-        ValueError: the model has no adapters, or one whose values are not finite (nothing is merged).
+        ValueError: the model has no adapters, or one that makes a weight not finite (nothing is merged).
 
     """
     state = attached(model)
@@ -110,8 +112,8 @@ def merge_sparse_lora_(model: nn.Module) -> list[str]:
     if state is None or not adapted:
         raise ValueError("model: it has no adapters; add_sparse_lora_ adds them")
     for name, layer in adapted.items():
-        if not (bool(layer.lora_A.isfinite().all()) and bool(layer.lora_B.isfinite().all())):
-            raise ValueError(f"{name}: its adapter holds values that are not finite")
+        if not bool(layer.merged().isfinite().all()):
+            raise ValueError(f"{name}: with its adapter it holds values that are not finite")
     for name, layer in adapted.items():
         replace(model, name, layer.merge_())
     delattr(model, _ATTRIBUTE)
@@ -129,55 +131,27 @@ def _has_towers(model: nn.Module) -> bool:
     return True
 
 
-Found = dict[str, tuple[str, nn.Module]]
-
-
-def _linears(model: nn.Module) -> Found:
+def _linears(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """Qualified name -> tower ("" without towers) and linear layer."""
     if _has_towers(model):
-        return {
-            name: (tower.name, module)
-            for tower in models.view(model).towers.values()
-            for block in tower.blocks
-            for name, module in block.linears().items()
-        }
+        return block_linears(model)
     return {name: ("", module) for name, module in _generic(model, "")}
 
 
 def _generic(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    # nn.MultiheadAttention multiplies with its projections' weights and never calls the layers
+    # these multiply with their layers' weights and do not call them, the second one in eval mode
+    if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+        return
     for key, child in module.named_children():
         if isinstance(child, nn.Linear | Linear24):
             yield f"{prefix}{key}", child
-        elif not isinstance(child, nn.MultiheadAttention):
+        else:
             yield from _generic(child, f"{prefix}{key}.")
 
 
-def _choose(found: Found, config: SparseLoRAConfig) -> dict[str, tuple[str, nn.Linear]]:
-    for field, patterns in (("targets", config.targets), ("ignore", config.ignore)):
-        for pattern in patterns:
-            if not any(_matches(pattern, name, tower) for name, (tower, _) in found.items()):
-                near = difflib.get_close_matches(pattern, found, n=3, cutoff=0.0)
-                raise NoMatchError(f"{field}: {pattern!r} matches no layer; nearest: {', '.join(near)}")
-    chosen: dict[str, tuple[str, nn.Linear]] = {}
-    for name, (tower, module) in found.items():
-        wanted = any(_matches(pattern, name, tower) for pattern in config.targets)
-        if not wanted or any(_matches(pattern, name, tower) for pattern in config.ignore):
-            continue
-        if not isinstance(module, nn.Linear) or "weight" not in module._parameters:
-            raise ValueError(
-                f"{name}: a {type(module).__name__} cannot carry an adapter, only nn.Linear with a plain "
-                "weight; ignore it, or put its dense form back (Linear24.to_linear)"
-            )
-        chosen[name] = (tower, module)
-    if not chosen:
-        raise NoMatchError(f"targets and ignore together leave none of the {len(found)} layers")
-    return chosen
-
-
-def _refuse_shared(model: nn.Module, chosen: Mapping[str, tuple[str, nn.Linear]]) -> None:
+def _refuse_shared(model: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:
     owners: dict[Tensor, str] = {}
-    weights = {linear.weight for _, linear in chosen.values()}
+    weights = {linear.weight for linear in chosen.values()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter in weights and parameter in owners:
             raise ValueError(
@@ -187,19 +161,18 @@ def _refuse_shared(model: nn.Module, chosen: Mapping[str, tuple[str, nn.Linear]]
 
 
 def _keep_masks(
-    model: nn.Module, chosen: Mapping[str, tuple[str, nn.Linear]], masks: Mapping[str, Tensor]
+    model: nn.Module, chosen: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     given: dict[str, Tensor] = {}
-    for name, keep in masks.items():
-        own = name if name in parameters else f"{name.removesuffix('.in_proj_weight')}.qkv.weight"
-        weight = parameters.get(own)
+    for name, keep in _of_split(masks, parameters).items():
+        weight = parameters.get(name)
         if weight is None:
             raise ValueError(f"masks: {name!r} is no parameter of this model")
         if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != weight.shape:
             got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else f"{keep!r:.40}"
             raise ValueError(f"masks: {name} expects bool {tuple(weight.shape)}, got {got}")
-        layer = own.removesuffix(".weight")
+        layer = name.removesuffix(".weight")
         if layer in chosen:
             given[layer] = keep
         elif bool((weight.detach()[~keep.to(weight.device)] != 0).any()):
@@ -209,18 +182,31 @@ def _keep_masks(
             )
     return {
         name: given[name].clone() if name in given else linear.weight.detach() != 0
-        for name, (_, linear) in chosen.items()
+        for name, linear in chosen.items()
     }
+
+
+def _of_split(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name masks after the layers that attention was split into, where they are of attention that was not."""
+    found: dict[str, Tensor] = {}
+    for name, keep in masks.items():
+        base, _, own = name.rpartition(".")
+        thirds = [f"{base}.{part}_proj.weight" for part in "qkv"]
+        if name in parameters or not own.endswith("proj_weight"):
+            found[name] = keep
+        elif own != "in_proj_weight":
+            found[f"{base}.{own.replace('_weight', '.weight')}"] = keep
+        elif thirds[0] in parameters and isinstance(keep, Tensor) and len(keep.shape) == 2:
+            found.update(zip(thirds, keep.tensor_split(3), strict=True))
+        else:
+            found[f"{base}.qkv.weight"] = keep
+    return found
 
 
 def _of(value: Any, field: str, name: str, tower: str) -> float:
     if not isinstance(value, Mapping):
         return float(value)
-    fits = [entry for pattern, entry in value.items() if _matches(pattern, name, tower)]
+    fits = [entry for pattern, entry in value.items() if matches(pattern, name, tower)]
     if not fits:
         raise ValueError(f"{field}: none of {', '.join(map(repr, value))} fits layer {name}")
     return float(fits[0])
-
-
-def _matches(pattern: str, name: str, tower: str) -> bool:
-    return pattern == tower or fnmatchcase(name, pattern)

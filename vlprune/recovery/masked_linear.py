@@ -99,12 +99,12 @@ class _MaskedLinear(torch.autograd.Function):
         if for_x:
             grad_x = grad @ effective_weight(weight, a, b, scale, keep).to(grad.dtype)
         if for_a or for_b:
-            rows, columns = grad.flatten(0, -2), x.flatten(0, -2)
+            rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
             masked = _mask_(rows.T @ columns, keep)
             grad_a = ((b.to(grad.dtype) * scale).T @ masked).to(a.dtype) if for_a else None
             grad_b = (masked @ (a.to(grad.dtype) * scale).T).to(b.dtype) if for_b else None
         if for_bias:
-            grad_bias = grad.flatten(0, -2).sum(0)
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return grad_x, None, grad_a, grad_b, None, None, grad_bias
 
 

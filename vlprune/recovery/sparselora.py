@@ -67,22 +67,24 @@ class SparseLoRALinear(nn.Linear):
         return out + low.to(out.dtype)
 
     @torch.no_grad()
-    def merge_(self) -> nn.Linear:
-        """Put the adapter into the weight, in place, and return the layer that was adapted.
+    def merged(self) -> Tensor:
+        """Return the weight with the adapter in it: [out, in], in the weight's dtype.
 
-        The weight is zero where the mask is False, and is what `forward` multiplied with elsewhere: an
-        entry that the adapter brought to exactly zero becomes the smallest number of its dtype, so that
-        the zeros stay those of the mask. Plain LoRA fills the zeros instead.
+        It is zero where the mask is False, and is what `forward` multiplies with elsewhere: an entry that
+        the adapter brought to exactly zero becomes the smallest normal number of its dtype, so that the
+        zeros stay those of the mask. Plain LoRA fills the zeros instead.
         """
         a, b = self.lora_A, self.lora_B
-        if self.sparse:
-            merged = effective_weight(self.weight, a, b, self.scale, None)
-            kept_before = self.keep & (self.weight != 0)
-            vanished = kept_before & (merged == 0)
-            merged.masked_fill_(vanished, torch.finfo(merged.dtype).tiny).masked_fill_(~self.keep, 0.0)
-        else:
-            merged = effective_weight(self.weight * self.keep, a, b, self.scale, None)
-        self.weight.copy_(merged)
+        if not self.sparse:
+            return effective_weight(self.weight * self.keep, a, b, self.scale, None)
+        merged = effective_weight(self.weight, a, b, self.scale, None)
+        vanished = self.keep & (self.weight != 0) & (merged == 0)
+        return merged.masked_fill_(vanished, torch.finfo(merged.dtype).tiny).masked_fill_(~self.keep, 0.0)
+
+    @torch.no_grad()
+    def merge_(self) -> nn.Linear:
+        """Put the adapter into the weight, in place, and return the layer that was adapted."""
+        self.weight.copy_(self.merged())
         (linear,) = self._origin
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)
