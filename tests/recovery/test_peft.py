@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -61,10 +62,14 @@ def test_names_and_shapes_are_those_of_peft(clip, tmp_path):
     save_adapters(clip, tmp_path / "adapters")
     config = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 3, 6, "none")
-    assert config["rank_pattern"]["transformer.resblocks.0.mlp.c_fc"] == 2
     assert config["alpha_pattern"] == {}
     assert "vlprune" not in config
-    assert "visual.transformer.resblocks.2.mlp.c_proj" in config["target_modules"]
+    # as PEFT finds the layers and the rank of each; "visual.NAME" ends like "NAME" of the text tower
+    meant = [name for name, _ in clip.named_modules() if re.fullmatch(config["target_modules"], name)]
+    assert meant == [name for name, m in clip.named_modules() if isinstance(m, SparseLoRALinear)]
+    for name in meant:
+        fits = [r for p, r in config["rank_pattern"].items() if re.match(rf"(.*\.)?({p})$", name)]
+        assert (fits or [config["r"]])[0] == clip.get_submodule(name).rank, name
     weights = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
     assert len(weights) == 2 * 10
     prefix = "base_model.model.visual.transformer.resblocks.0.mlp.c_fc"
@@ -81,7 +86,9 @@ def test_adapters_of_peft_itself(clip, tmp_path):
     a, b = torch.randn(2, 64), torch.randn(256, 2)
     prefix = "base_model.model.visual.transformer.resblocks.0.mlp.c_fc.lora_"
     save_file({f"{prefix}A.weight": a, f"{prefix}B.weight": b}, tmp_path / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["c_fc"]}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "target_modules": ["c_fc"]}
+    # the ends of names are patterns
+    config |= {"rank_pattern": None, "alpha_pattern": {"fc": 64, "mlp.c_fc": 8}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     vlprune.prune_(clip, vlprune.MagnitudeConfig(pattern="2:4"))
     weight = clip.visual.transformer.resblocks[0].mlp.c_fc.weight.detach().clone()
@@ -138,6 +145,8 @@ DAMAGE = {
     "rank": (lambda folder: damage_config(folder, r=7), "expects lora_A and lora_B of"),
     "kind": (lambda folder: damage_config(folder, peft_type="IA3"), 'expected "peft_type": "LORA"'),
     "dora": (lambda folder: damage_config(folder, use_dora=True), "use_dora is not supported"),
+    "pattern": (lambda folder: damage_config(folder, rank_pattern={"(": 2}), r"rank_pattern: '\(' is no"),
+    "patterns": (lambda folder: damage_config(folder, alpha_pattern=["c_fc"]), "alpha_pattern: expected"),
     "alpha": (lambda folder: damage_config(folder, lora_alpha=None), "lora_alpha: expected a number"),
     "cut masks": (
         lambda folder: (folder / "keep_masks.safetensors").write_bytes(b"12345678"),

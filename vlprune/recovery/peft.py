@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MASKS_FILE = "keep_masks.safetensors"
 
 _PREFIX = "base_model.model."
+_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 
 
 def save_adapters(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -132,9 +134,10 @@ def _peft_config(layers: Mapping[str, SparseLoRALinear]) -> dict[str, Any]:
         "peft_type": "LORA",
         "r": first.rank,
         "lora_alpha": first.alpha,
-        "rank_pattern": {name: m.rank for name, m in layers.items() if m.rank != first.rank},
-        "alpha_pattern": {name: m.alpha for name, m in layers.items() if m.alpha != first.alpha},
-        "target_modules": list(layers),
+        # names are patterns to PEFT, and the text tower's are the ends of the image tower's in open_clip
+        "rank_pattern": {_only(name): m.rank for name, m in layers.items() if m.rank != first.rank},
+        "alpha_pattern": {_only(name): m.alpha for name, m in layers.items() if m.alpha != first.alpha},
+        "target_modules": "|".join(map(re.escape, layers)),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -145,9 +148,16 @@ def _peft_config(layers: Mapping[str, SparseLoRALinear]) -> dict[str, Any]:
     }
 
 
+def _only(name: str) -> str:
+    return f"^{re.escape(name)}"
+
+
 def _of(config: Mapping[str, Any], field: str, name: str) -> Any:
-    pattern = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[field]
-    return config.get(pattern, {}).get(name, config[field])
+    """A layer's rank or alpha: that of the first pattern which is its name or the end of it, as in PEFT."""
+    for pattern, value in (config.get(_PATTERNS[field]) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return config[field]
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -157,6 +167,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float):
             raise ValueError(f"{path}: {field}: expected a number, got {config.get(field)!r}")
+    for field in _PATTERNS.values():
+        if not isinstance(patterns := config.get(field) or {}, dict):
+            raise ValueError(f"{path}: {field}: expected patterns with numbers, got {patterns!r:.80}")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{path}: {field}: {pattern!r} is no pattern: {error}") from None
     for field in ("use_dora", "use_rslora", "fan_in_fan_out"):
         if config.get(field):
             raise ValueError(f"{path}: {field} is not supported, only plain LoRA is")
@@ -187,9 +205,12 @@ def _written(path: Path) -> SparseLoRAConfig:
 
 
 def _shape(parameters: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    layer = name.removesuffix(".qkv.weight")
     # attention that is packed in the model is split when its adapters are added
-    weight = parameters.get(name, parameters.get(f"{layer}.in_proj_weight"))
+    attention, _, part = name.removesuffix(".weight").rpartition(".")
+    packed = parameters.get(f"{attention}.in_proj_weight")
+    if packed is not None and part in ("q_proj", "k_proj", "v_proj"):
+        return packed.shape[0] // 3, packed.shape[1]
+    weight = parameters.get(name, packed if part == "qkv" else parameters.get(f"{attention}.{part}_weight"))
     if weight is None or weight.dim() != 2:
         raise ValueError(f"adapters: the model has no weight {name!r} for them")
     return weight.shape[0], weight.shape[1]
