@@ -16,7 +16,15 @@ from .data import Batch, LabelledData
 from .data.dataset import ImageData
 from .models.running import image_dtype, model_device
 
-__all__ = ["Loss", "captioning", "contrastive", "cross_entropy", "loss_and_batches"]
+__all__ = [
+    "Loss",
+    "captioning",
+    "contrastive",
+    "cross_entropy",
+    "loss_and_batches",
+    "matching_loss",
+    "widened",
+]
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -73,18 +81,40 @@ def loss_and_batches(
 
 
 def contrastive(model: nn.Module, batch: Batch) -> Tensor:
-    """Loss of matching images and texts within a batch, as the model was trained with.
+    """Loss of matching images and texts within a batch, as the model was trained with: float32 scalar.
 
-    The mean of both cross-entropies (CLIP, Radford et al. 2021) or, for a model with ``logit_bias``, the
-    pairwise sigmoid loss (SigLIP, Zhai et al. 2023, arXiv 2303.15343), a scalar of dtype float32.
+    `matching_loss`, which for a model with ``logit_bias`` is the sigmoid loss.
     """
     logits = _logits(model, batch.images, batch.texts)
-    bias = getattr(model, "logit_bias", None)
-    if bias is None:
-        matching = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, matching) + F.cross_entropy(logits.T, matching)) / 2
-    sign = 2 * torch.eye(len(logits), device=logits.device) - 1
-    return -F.logsigmoid(sign * (logits + bias.float())).sum() / len(logits)
+    return matching_loss(logits, bias=getattr(model, "logit_bias", None))
+
+
+def matching_loss(logits: Tensor, labels: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Loss of finding the text of each image, and of each text its image; in float32 or wider.
+
+    The mean of both cross-entropies (CLIP, Radford et al. 2021) or, with `bias`, the pairwise sigmoid loss
+    (SigLIP, Zhai et al. 2023, arXiv 2303.15343).
+
+    Args:
+        logits: scaled similarities [images, texts].
+        labels: int64 [images], the text of each image where several share one: then only images look for
+            texts. None: text i belongs to image i.
+        bias: a SigLIP model's, added to the logits.
+
+    """
+    logits = widened(logits)
+    own = torch.arange(len(logits), device=logits.device) if labels is None else labels
+    if bias is not None:
+        sign = 2 * F.one_hot(own, logits.shape[1]).to(logits.dtype) - 1
+        return -F.logsigmoid(sign * (logits + widened(bias))).sum() / len(logits)
+    if labels is not None:
+        return F.cross_entropy(logits, own)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def widened(values: Tensor) -> Tensor:
+    """Return values of half precision in float32, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def captioning(model: nn.Module, batch: Batch) -> Tensor:

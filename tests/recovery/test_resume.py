@@ -76,10 +76,21 @@ def test_checkpoint_of_another_run_is_refused(clip, batches, tmp_path):
         distill_(student, clip, batches, DistillConfig(steps=2, learning_rate=1e-3), out=tmp_path)
     with pytest.raises(ValueError, match="another run: data was 3, now 2"):
         distill_(student, clip, batches[:2], DistillConfig(steps=2), out=tmp_path)
+    state = torch.load(tmp_path / FILE, weights_only=True)
+    del state["optimizer"]
+    torch.save(state, tmp_path / FILE)
+    with pytest.raises(ValueError, match="no checkpoint can be read from it"):
+        distill_(student, clip, batches, DistillConfig(steps=2), out=tmp_path)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:1000])
     with pytest.raises(ValueError, match="no checkpoint can be read from it"):
         distill_(student, clip, batches, DistillConfig(steps=2), out=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), clip.parameters(), strict=True))
+
+
+def test_processes_that_found_other_checkpoints_are_refused(clip, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlprune.recovery.loop.gather", lambda step: [step, step + 3])
+    with pytest.raises(ValueError, match=r"checkpoints of steps \[0, 3\]; they must share"):
+        distill_(copy.deepcopy(clip), clip, batches, DistillConfig(steps=4), out=tmp_path)
 
 
 def test_failed_save_leaves_the_old_checkpoint(clip, batches, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.dataset import ImageData, LabelledData
 from ..distributed import rank, world_size
@@ -41,13 +41,13 @@ class Source:
 
     Args:
         data: of `load_data`; or batches, each ``(images, texts)`` or images alone, which stay as they are
-            but for their order.
+            but for their order; or one such pair.
         config: batch size, samples, seed, steps.
         needs_texts: whether a batch must have texts.
 
     Raises:
         ValueError: no data, none of the above, batches without the texts that are needed, or of a size that
-            the processes cannot share equally.
+            the processes cannot share equally; `samples` of batches that are given.
 
     """
 
@@ -62,6 +62,10 @@ class Source:
             self._size = min(config.batch_size, len(self._images))
             self.length = len(self._images)
             self.steps_per_epoch = self.length // self._size if self._size else 0
+        elif config.samples is not None:
+            raise ValueError(
+                f"samples: expected None with batches that are given, all are used; got {config.samples}"
+            )
         else:
             self._given = _read(data, needs_texts)
             self.length = self.steps_per_epoch = len(self._given)
@@ -71,7 +75,13 @@ class Source:
         sizes = {len(batch.images) for batch in self._given} or {self._size}
         if uneven := [size for size in sizes if size % self._ranks]:
             raise ValueError(f"batch_size: {self._ranks} processes cannot share {uneven[0]} images equally")
+        self.largest = max(sizes)
         self.steps = config.steps or config.epochs * self.steps_per_epoch
+
+    def check_pairs(self, model: nn.Module) -> None:
+        """Raise ValueError where no batch has a wrong text for an image, so that softmax losses are zero."""
+        if self.largest < 2 and getattr(model, "logit_bias", None) is None:
+            raise ValueError("data: the pairs of a batch are compared, but no batch has two (batch_size)")
 
     def batch(self, step: int) -> TrainBatch:
         """Return the batch of a step; images that cannot be decoded are missing from it under "skip"."""
@@ -90,14 +100,13 @@ class Source:
             return TrainBatch(batch.images, None, None)
         if not isinstance(self._images, LabelledData):
             return TrainBatch(batch.images, batch.texts, None)
-        # several images of a class share its prompt: one row of texts for it, or they would be each other's
-        # wrong answers
+        # several images of a class, and classes of one name, share a prompt: one row of texts for it, or they
+        # would be each other's wrong answers
         data = self._images
-        classes = {data.labels[position]: position for position in every}
-        rows = {label: row for row, label in enumerate(sorted(classes))}
-        texts = data.tokenizer([data.text(classes[label]) for label in rows])
-        labels = [rows[data.labels[own[position]]] for position in batch.index]
-        return TrainBatch(batch.images, texts, torch.tensor(labels))
+        ordered = sorted(every, key=data.labels.__getitem__)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(map(data.text, ordered)))}
+        labels = [rows[data.text(own[position])] for position in batch.index]
+        return TrainBatch(batch.images, data.tokenizer(list(rows)), torch.tensor(labels))
 
     def _share(self, batch: TrainBatch) -> TrainBatch:
         part = self._part(len(batch.images))
@@ -119,6 +128,9 @@ class Source:
 
 
 def _read(data: Any, needs_texts: bool) -> list[TrainBatch]:
+    two = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    if two and data[1].dim() < data[0].dim():
+        data = [data]  # one pair, as `prune_` takes it; two tensors of images are two batches
     given = list(data) if isinstance(data, Iterable) and not isinstance(data, Tensor | dict | str) else None
     if not given:
         raise ValueError(

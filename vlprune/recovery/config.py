@@ -73,7 +73,7 @@ class TrainConfig(Plain):
         ema: decay of a running mean of the weights, which the model has at the end; None for none.
         seed: of the order of the data and of dropout.
         save_every: steps between checkpoints.
-        samples: use this many of the images at most.
+        samples: use this many of the images at most, of data of `load_data`.
 
     """
 

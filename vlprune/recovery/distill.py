@@ -41,8 +41,8 @@ def distill_(
         progress: None shows a bar on a terminal, False never, True always.
 
     Raises:
-        ValueError: models that cannot be compared, data that does not fit, a checkpoint of another run, or
-            a loss that is not finite (with its step).
+        ValueError: models that cannot be compared, parameters of half precision to train, data that does
+            not fit, a checkpoint of another run, or a loss that is not finite (with its step).
 
     """
     config = DistillConfig() if config is None else config
@@ -52,6 +52,8 @@ def distill_(
         raise ValueError("teacher: it is the student itself; for a teacher in its own weights see recover_")
     objective = Distillation(student, teacher, config)
     source = Source(data, config, config.needs_texts)
+    if config.itc or config.sim:
+        source.check_pairs(student)
     held: dict[str, Tensor] = masks(student) if config.hold_zeros else {}
     folder = None if out is None else Path(out)
     return fit("distill", objective, source, config, held=held, out=folder, progress=progress)

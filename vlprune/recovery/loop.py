@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..distributed import hides_progress, is_first, rank, world_size
+from ..distributed import gather, hides_progress, is_first, rank, world_size
 from ..files import write_text
 from ..models.running import model_device
 from .batches import Source
@@ -23,7 +23,7 @@ from .config import TrainConfig
 from .objective import Objective
 from .outputs import checkpointed
 from .report import TrainReport
-from .state import Progress, load_state, save_state
+from .state import Progress, changing, load_state, save_state
 from .step import Step
 
 __all__ = ["fit"]
@@ -70,21 +70,29 @@ def fit(
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(f"{kind}: the student has no trainable parameter (requires_grad)")
+    if half := [name for name, p in trained.items() if p.dtype.itemsize < 4]:
+        raise ValueError(
+            f"{kind}: {half[0]} is {trained[half[0]].dtype}, in which small steps are rounded away; train a "
+            'student.float(), with amp="bf16" for speed, or adapters (add_sparse_lora_)'
+        )
     zeros = {name: ~keep.to(device) for name, keep in (held or {}).items() if name in trained}
     minimised = _shared(objective)
     state = Progress(
         student,
         _adamw(trained, config),
         torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
-        _identity(kind, source, config, trained, zeros),
+        _identity(kind, source, config, student, zeros),
         {} if config.ema is None else {name: p.detach().clone() for name, p in trained.items()},
     )
     if out is not None:
         load_state(out, state)
     resumed = state.step
+    if len(set(steps := gather(resumed))) > 1:
+        raise ValueError(f"out: the processes found checkpoints of steps {steps}; they must share {out}")
     writes = out if is_first() else None
     step = Step(kind, minimised, state, config, trained, zeros, source.steps)
     with ExitStack() as stack:
+        stack.callback(state.optimizer.zero_grad)
         stack.callback(_restore_modes, [(m, m.training) for m in student.modules()])
         student.train()
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
@@ -110,7 +118,6 @@ def fit(
             bar.update()
             if writes is not None and (state.step % config.save_every == 0 or state.step == source.steps):
                 save_state(writes, state)
-    state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, mean in state.ema.items():
             trained[name].copy_(mean)
@@ -145,7 +152,7 @@ def _identity(
     kind: str,
     source: Source,
     config: TrainConfig,
-    trained: Mapping[str, Tensor],
+    student: nn.Module,
     zeros: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     settings = {name: value for name, value in config.to_dict().items() if name != "save_every"}
@@ -154,7 +161,7 @@ def _identity(
         "config": settings,
         "steps": source.steps,
         "data": source.length,
-        "shapes": {name: list(p.shape) for name, p in trained.items()},
+        "shapes": {name: list(tensor.shape) for name, tensor in changing(student).items()},
         "zeros": {name: int(zero.sum()) for name, zero in zeros.items()},
     }
 

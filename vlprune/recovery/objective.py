@@ -8,12 +8,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from ..models.running import evaluating
+from ..losses import matching_loss
+from ..models.running import evaluating, model_device
 from . import losses
 from .batches import TrainBatch
 from .config import DistillConfig, RecoverConfig
 from .gathered import gather_rows
-from .outputs import Outputs, layer_map, outputs_of
+from .outputs import Outputs, check_encoders, layer_map, outputs_of
 from .sparselora import dense_teacher
 
 __all__ = ["Distillation", "Objective", "SelfDistillation"]
@@ -44,6 +45,7 @@ class SelfDistillation(Objective):
 
     def __init__(self, model: nn.Module, config: RecoverConfig) -> None:
         super().__init__(model)
+        check_encoders("model", model)
         self.lam = config.lam
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
@@ -51,7 +53,7 @@ class SelfDistillation(Objective):
         own = outputs_of(self.student, batch)
         terms: dict[str, Tensor] = {}
         if self.lam < 1:
-            terms["task"] = (1 - self.lam) * losses.matching_loss(own.logits, _labels(batch), own.bias)
+            terms["task"] = (1 - self.lam) * matching_loss(own.logits, _labels(batch), own.bias)
         if self.lam > 0:
             with torch.no_grad(), evaluating(self.student), dense_teacher(self.student):
                 other = outputs_of(self.student, batch)
@@ -68,12 +70,22 @@ class Distillation(Objective):
         config: the weights, the towers, and which of the teacher's layers the student's stand for.
 
     Raises:
-        ValueError: layers that cannot be mapped.
+        ValueError: models that are no open_clip models, or on two devices; a teacher with parts that would
+            be trained; layers that cannot be mapped.
 
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: DistillConfig) -> None:
         super().__init__(student)
+        check_encoders("student", student)
+        check_encoders("teacher", teacher)
+        trained = {p: name for name, p in student.named_parameters() if p.requires_grad}
+        if shared := [trained[p] for p in teacher.parameters() if p in trained]:
+            raise ValueError(f"teacher: {shared[0]} is the student's own and would be trained; copy it")
+        if model_device(teacher) != model_device(student):
+            raise ValueError(
+                f"teacher: it is on {model_device(teacher)} and the student on {model_device(student)}"
+            )
         # in a tuple, so that it is no part of what is trained, saved and moved
         self._teacher = (teacher,)
         self.config = config
@@ -87,7 +99,7 @@ class Distillation(Objective):
         own = outputs_of(self.student, batch, self.layers)
         terms: dict[str, Tensor] = {}
         if config.itc:
-            terms["itc"] = config.itc * losses.matching_loss(own.logits, _labels(batch), own.bias)
+            terms["itc"] = config.itc * matching_loss(own.logits, _labels(batch), own.bias)
         if not (config.sim or config.feat or config.hidden):
             return terms
         other = self._taught(batch)

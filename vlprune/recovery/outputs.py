@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..models.running import image_dtype
 from .batches import TrainBatch
 from .gathered import gather_rows
 
-__all__ = ["Outputs", "checkpointed", "layer_map", "outputs_of"]
+__all__ = ["Outputs", "check_encoders", "checkpointed", "layer_map", "outputs_of"]
 
 
 @dataclass
@@ -33,14 +33,14 @@ class Outputs:
     hidden: dict[str, list[Tensor]] = field(default_factory=dict)
     shared_texts: bool = False
 
-    @property
+    @cached_property
     def logits(self) -> Tensor:
-        """Scaled similarities [images, texts] of all ranks, at least float32; the scale is at most 100."""
+        """Scaled similarities [images, texts] of all ranks, at least float32."""
         image, text = gather_rows(self.features["visual"]), self.features["text"]
         text = text if self.shared_texts else gather_rows(text)
         wide = self.scale.float() if self.scale.dtype.itemsize < 4 else self.scale
         with torch.autocast(image.device.type, enabled=False):
-            logits: Tensor = wide.exp().clamp(max=100.0) * image.to(wide.dtype) @ text.to(wide.dtype).T
+            logits: Tensor = wide.exp() * image.to(wide.dtype) @ text.to(wide.dtype).T
         return logits
 
 
@@ -61,6 +61,15 @@ def outputs_of(model: nn.Module, batch: TrainBatch, hidden: Iterable[str] = ()) 
             features["text"] = own.encode_text(batch.texts, normalize=True)
     bias = getattr(own, "logit_bias", None)
     return Outputs(features, own.logit_scale, bias, states, batch.labels is not None)
+
+
+def check_encoders(who: str, model: nn.Module) -> None:
+    """Raise ValueError unless a model is called as open_clip's are."""
+    for name in ("encode_image", "encode_text", "logit_scale"):
+        if not hasattr(model, name):
+            raise ValueError(
+                f"{who}: expected an open_clip model, got {type(model).__name__}, which has no {name}"
+            )
 
 
 def layer_map(
@@ -124,6 +133,13 @@ def _recording(model: nn.Module, towers: Iterable[str]) -> Iterator[dict[str, li
         hooks += [block.module.register_forward_hook(keep) for block in known[name].blocks]
     try:
         yield states
+        for name, found in states.items():
+            # CoCa's decoder belongs to the text tower, but encode_text does not run it
+            if len(found) != (blocks := len(known[name].blocks)):
+                raise ValueError(
+                    f"hidden: {len(found)} of the {blocks} blocks of the {name} tower run when it encodes; "
+                    f"set hidden=0, or leave {name!r} out of towers"
+                )
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ from .config import RecoverConfig
 from .loop import fit
 from .objective import SelfDistillation
 from .report import TrainReport
+from .sparselora import SparseLoRALinear
 
 __all__ = ["recover_"]
 
@@ -33,15 +34,15 @@ def recover_(
     afterwards.
 
     Args:
-        model: an open_clip model with adapters, best over dense weights (see `add_sparse_lora_`).
+        model: an open_clip model with adapters over dense weights (see `add_sparse_lora_`).
         data: of `load_data`, or batches ``(images, texts)``.
         config: lam, and how to train.
         out: folder for checkpoints and ``log.jsonl``; a run that was killed is resumed from it.
         progress: None shows a bar on a terminal, False never, True always.
 
     Raises:
-        ValueError: no adapters, data that does not fit, a checkpoint of another run, or a loss that is not
-            finite (with its step).
+        ValueError: no adapters, or with `lam` none over dense weights; data that does not fit; a checkpoint
+            of another run; a loss that is not finite (with its step).
 
     """
     config = RecoverConfig() if config is None else config
@@ -49,7 +50,19 @@ def recover_(
         raise ValueError(f"config: expected a RecoverConfig, got {config!r:.80}")
     if attached(model) is None:
         raise ValueError("model: it has no adapters; call add_sparse_lora_(model, config, masks) first")
+    if config.lam and _is_pruned(model):
+        raise ValueError(
+            "model: its adapters lie on weights that are pruned already, so that its dense teacher is the "
+            "pruned model; call add_sparse_lora_ on the dense model with masks, or set lam=0, or use distill_"
+        )
     source = Source(data, config, needs_texts=True)
+    source.check_pairs(model)
     folder = None if out is None else Path(out)
     objective = SelfDistillation(model, config)
     return fit("recover", objective, source, config, out=folder, progress=progress)
+
+
+def _is_pruned(model: nn.Module) -> bool:
+    """Whether there are masks, and nothing under them that a dense teacher could know."""
+    layers = [m for m in model.modules() if isinstance(m, SparseLoRALinear) and not bool(m.keep.all())]
+    return bool(layers) and not any(bool((m.weight.detach()[~m.keep] != 0).any()) for m in layers)

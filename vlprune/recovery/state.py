@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Progress", "load_state", "save_state"]
+__all__ = ["Progress", "changing", "load_state", "save_state"]
 
 FILE = "checkpoint.pt"
 
@@ -85,7 +85,8 @@ def load_state(folder: Path, progress: Progress) -> None:
         return
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        identity, values = state["identity"], state["model"]
+        parts = ("identity", "model", "optimizer", "scaler", "ema", "history")
+        identity, values, optimizer, scaler, means, history = (state[name] for name in parts)
     except Exception as error:
         raise ValueError(f"{path}: no checkpoint can be read from it ({type(error).__name__})") from error
     if differing := _first_difference(identity, progress.identity):
@@ -93,11 +94,11 @@ def load_state(folder: Path, progress: Progress) -> None:
     own = changing(progress.model)
     for name, tensor in own.items():
         tensor.copy_(values[name])
-    progress.optimizer.load_state_dict(state["optimizer"])
-    progress.scaler.load_state_dict(state["scaler"])
+    progress.optimizer.load_state_dict(optimizer)
+    progress.scaler.load_state_dict(scaler)
     for name, mean in progress.ema.items():
-        mean.copy_(state["ema"][name])
-    progress.history = list(state["history"])
+        mean.copy_(means[name])
+    progress.history = list(history)
 
 
 def _first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from .state import Progress
 __all__ = ["Step", "learning_rate"]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound
+_MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound, beyond which SigLIP models are
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -56,6 +56,8 @@ class Step:
     ) -> None:
         self.kind, self.objective, self.state, self.config = kind, objective, state, config
         self.trained, self.zeros, self.steps = trained, zeros, steps
+        sigmoid = getattr(state.model, "logit_bias", None) is not None
+        self._bounded = None if sigmoid else trained.get("logit_scale")
 
     def __call__(self, number: int, batch: TrainBatch) -> dict[str, Any]:
         """Take step `number` and return its line of the log."""
@@ -72,6 +74,11 @@ class Step:
         loss = sum(values.values())
         if not math.isfinite(loss):
             self._refuse(number, "the loss is", loss, values)
+        if not every.requires_grad:
+            raise ValueError(
+                f"{self.kind}: nothing that is trained has a part in {', '.join(terms)}; train something in "
+                "the towers that are compared"
+            )
         torch.autograd.backward(state.scaler.scale(every.sum()))
         state.scaler.unscale_(state.optimizer)
         for name, zero in self.zeros.items():
@@ -85,15 +92,16 @@ class Step:
         state.scaler.update()
         self._after_step()
         state.history.append(values)
-        return {"step": number, "loss": loss, **values, "lr": rate, "grad_norm": norm}
+        shown = norm if math.isfinite(norm) else None  # JSON has no infinity
+        return {"step": number, "loss": loss, **values, "lr": rate, "grad_norm": shown}
 
     @torch.no_grad()
     def _after_step(self) -> None:
         for name, zero in self.zeros.items():
             self.trained[name].masked_fill_(zero, 0.0)
+        if self._bounded is not None:
+            self._bounded.clamp_(0.0, _MAX_LOGIT_SCALE)
         for name, parameter in self.trained.items():
-            if name.rpartition(".")[2] == "logit_scale" and parameter.numel() == 1:
-                parameter.clamp_(0.0, _MAX_LOGIT_SCALE)
             if self.config.ema is not None:
                 self.state.ema[name].lerp_(parameter, 1 - self.config.ema)
 

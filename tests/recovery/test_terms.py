@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vlprune.recovery.losses import feature_loss, hidden_loss, kl_loss, matching_loss, similarity_loss
+from vlprune.losses import matching_loss
+from vlprune.recovery.losses import feature_loss, hidden_loss, kl_loss, similarity_loss
 
 
 def softmax(row):
