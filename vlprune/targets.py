@@ -88,13 +88,12 @@ def matches(pattern: str, name: str, tower: str) -> bool:
 
 def require_linear(name: str, module: nn.Module, purpose: str) -> nn.Linear:
     """Return the module, or raise ValueError unless it is a linear layer with nothing but its own weight."""
-    own = module._parameters
     if not isinstance(module, nn.Linear):
-        problem = "put its dense form back (Linear24.to_linear)"
-    elif "lora_A" in own:
-        problem = "put its adapter into its weight first (merge_sparse_lora_)"
-    elif "weight" not in own:
-        problem = "remove the parametrization that computes its weight"
+        remedy = "put its dense form back (Linear24.to_linear)"
+    elif "lora_A" in module._parameters:
+        remedy = "put its adapter into its weight first (merge_sparse_lora_)"
+    elif "weight" not in module._parameters:
+        raise ValueError(f"{name}: its weight is computed by a parametrization; remove that first")
     else:
         return module
-    raise ValueError(f"{name}: a {type(module).__name__} cannot {purpose}; ignore it, or {problem}")
+    raise ValueError(f"{name}: a {type(module).__name__} cannot {purpose}; ignore it, or {remedy}")
