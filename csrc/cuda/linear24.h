@@ -41,10 +41,14 @@ struct ConfigInfo {
     int split;            // parts that `in` is summed in: 1, or 0 where the kernel chooses at run time
 };
 
-// For each architecture: why_not says in a sentence why a config cannot run a call (null: it can), judging
-// sizes, strides, dtype and activation (null pointers are not judged); run returns a cudaError_t. Where
-// workspace says more than 0, those bytes are to be zero before the first call that uses them; every call
-// leaves them fit for the next one on the same stream.
+// Of a workspace, this many bytes at either end are to be zero before the first call that uses it; every call
+// leaves them fit for the next one on the same stream, of whatever sizes.
+constexpr size_t zeroed_workspace = 4096 + 128;
+
+// For each architecture: configs are numbered from 0, and only `config` asks for a number that exists. why_not
+// says in a sentence why a config cannot run a call (null: it can), judging sizes, strides, dtype and activation
+// (null pointers are not judged). workspace is 0 where none is needed or the config cannot. run returns a
+// cudaError_t. All but run need neither a GPU nor a driver.
 int sm90_configs();
 ConfigInfo sm90_config(int config);
 size_t sm90_workspace(int config, const Linear24Call& call);

@@ -51,7 +51,7 @@ const char* sm90_why_not(int config, const Linear24Call& call) {
 }
 
 size_t sm90_workspace(int config, const Linear24Call& call) {
-    return known(config) ? instance_of(config, call.dtype).workspace(call) : 0;
+    return sm90_why_not(config, call) == nullptr ? instance_of(config, call.dtype).workspace(call) : 0;
 }
 
 int sm90_run(int config, const Linear24Call& call) {

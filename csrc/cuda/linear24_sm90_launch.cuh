@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -16,6 +15,7 @@
 
 #include "cuda/linear24.h"
 #include "cuda/linear24_sm90_kernel.cuh"
+#include "cuda/shared_memory.h"
 
 namespace vlprune::sm90 {
 
@@ -25,6 +25,7 @@ constexpr size_t max_shapes = 4096;  // then it starts anew: lengths of texts ma
 
 // Locks lie at the end of the workspace, in the same place for every shape; sums before them.
 constexpr size_t lock_bytes = 4096;
+static_assert(lock_bytes + 127 <= zeroed_workspace, "it may end up to 127 bytes after them");
 constexpr int most_sms = 152;
 constexpr int most_shared_bytes = cutlass::gemm::collective::detail::sm90_smem_capacity_bytes;
 
@@ -159,20 +160,6 @@ bool params_for(const Linear24Call& call, typename Kernel::Params& params) {
     return true;
 }
 
-// More shared memory than a kernel may have unasked; asked for once a device.
-template <class Kernel>
-cudaError_t allow_shared_memory() {
-    static std::atomic<uint64_t> allowed{0};
-    int device = 0;
-    if (const cudaError_t error = cudaGetDevice(&device)) return error;
-    const uint64_t bit = uint64_t{1} << (device % 64);
-    if (allowed.load(std::memory_order_acquire) & bit) return cudaSuccess;
-    const cudaError_t error = cudaFuncSetAttribute(
-        cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
-    if (error == cudaSuccess) allowed.fetch_or(bit, std::memory_order_release);
-    return error;
-}
-
 inline bool aligned(const Linear24Call& call) {
     const auto bits = reinterpret_cast<uintptr_t>(call.x) | reinterpret_cast<uintptr_t>(call.values) |
                       reinterpret_cast<uintptr_t>(call.meta) | reinterpret_cast<uintptr_t>(call.residual) |
@@ -185,7 +172,8 @@ int run(const Linear24Call& call) {
     static_assert(Kernel::SharedStorageSize <= most_shared_bytes, "a block has less shared memory");
     if (!aligned(call)) return cudaErrorMisalignedAddress;
     if (call.workspace_bytes < workspace<Kernel>(call)) return cudaErrorInvalidValue;
-    if (const cudaError_t error = allow_shared_memory<Kernel>()) return error;
+    constexpr auto kernel = cutlass::device_kernel<Kernel>;
+    if (const cudaError_t error = allow_shared_memory<kernel>(Kernel::SharedStorageSize)) return error;
     typename Kernel::Params params;
     if (!params_for<Kernel>(call, params) || !point_to<Kernel>(call, params)) return cudaErrorInvalidValue;
 
@@ -201,7 +189,7 @@ int run(const Linear24Call& call) {
     launch.attrs = &cluster;
     launch.numAttrs = 1;
     void* arguments[] = {&params};
-    return cudaLaunchKernelExC(&launch, reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>), arguments);
+    return cudaLaunchKernelExC(&launch, reinterpret_cast<const void*>(kernel), arguments);
 }
 
 }  // namespace vlprune::sm90

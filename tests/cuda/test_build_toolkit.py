@@ -20,7 +20,7 @@ message("[${{vlprune_why_no_cuda}}] [${{VLPRUNE_CUTLASS_INCLUDE}}]")
 
 @pytest.fixture
 def found(tmp_path, monkeypatch):
-    """found(wish, nvcc="13.0", cutlass=(4, 2)): what CMake prints, where these versions are on the machine."""
+    """found(wish, nvcc=, cutlass=): CMake's status and words, where these versions are on the machine."""
 
     def run(wish, *, nvcc="13.0", cutlass=(4, 2)):
         toolkit, site = tmp_path / "toolkit", tmp_path / "site"

@@ -19,7 +19,7 @@ from .seen import Kept
 
 __all__ = ["Compiled"]
 
-# Bytes in which locks lie: at the start of a workspace for sm80, at its end (of 128 less 1 at most) for sm90.
+# zeroed_workspace of csrc/cuda/linear24.h: locks lie at the start of a workspace for sm80, at its end for sm90.
 _LOCKS = 4096 + 128
 
 
