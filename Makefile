@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 DEMO_STAMP := $(VENV)/.demo-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
@@ -33,6 +33,8 @@ accuracy: $(DEMO_STAMP)  ## what every method costs the built-in model, and ever
 GPU_MEASURED := ceilings linear24 linear24-fp16 linear24-cusparselt model scoring attention
 PARTS ?= build test measure sanitize
 GPU_OUT ?=
+# What needs a GPU; the other tests run anywhere.
+GPU_TESTS ?= tests/ops/test_cuda.py tests/ops/test_cuda_linear24.py
 GPU_PATH := PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH}
 GPU_RUN := $(GPU_PATH) $(PYTHON)
 # Of what runs only the kernels here, by parts of their names: PyTorch's own are not what is checked.
@@ -53,7 +55,7 @@ gpu-build:
 	VLPRUNE_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	$(GPU_RUN) -m pytest -q tests/ops tests/kernels tests/cuda
+	$(GPU_RUN) -m pytest -q $(GPU_TESTS)
 
 gpu-linear24-fp16 gpu-linear24-cusparselt: gpu-linear24-%:
 	$(GPU_RUN) -m benchmarks.gpu_linear24 --part $* $(if $(GPU_OUT),--out $(GPU_OUT)/linear24-$*.json)

@@ -16,7 +16,8 @@ ROOMS = (
     "__main__", "cli", "pipeline", "report", "bench", "demo.train",
     "prune", "importance", "checkpoint", "sparsify", "recovery", "structured",
     "evaluate", "losses", "zeroth_order", "calibration", "reuse",
-    "masks", "targets", "fusion", "example", "measure", "models", "demo", "models.build", "models.checks", "data", "nn",
+    "masks", "targets", "fusion", "example", "measure",
+    "models", "demo", "models.build", "models.checks", "demo.tokenizer", "data", "nn",
     "config", "token_weights", "allocation", "scoring", "ops", "kernels",
     "cache_dir", "files", "fingerprint", "distributed", "patterns", "_version",
 )  # fmt: skip
