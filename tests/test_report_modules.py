@@ -131,6 +131,37 @@ def test_a_tower_is_a_plot():
     assert "layers" not in texts(text)
 
 
+def places(svg, *values):
+    """Height of each text of a plot."""
+    found = re.findall(r'<text[^>]*?(?:translate\([\d.-]+ ([\d.-]+)\)|y="([\d.-]+)")[^>]*>([^<]*)<', svg)
+    return [next(float(a or b) for a, b, text in found if text == value) for value in values]
+
+
+def test_errors_of_all_layers_at_once_have_a_row_of_their_own():
+    rank = [
+        {"tower": "visual", "layer": None, "kind": "neurons", "index": i, "error": 50.5 + i} for i in (0, 1)
+    ]
+    heads = [error for error in ERRORS if error["kind"] == "heads" and error["tower"] == "visual"]
+    (alone,) = error_plots(rank)
+    (beside,) = error_plots(heads + rank)
+    for plot in (alone, beside):
+        row, first, second = places(plot, "all", "50.50", "51.50")
+        assert first == second == pytest.approx(row, abs=4)
+    assert max(places(beside, "-0.75", "0.25")) < places(beside, "all")[0]
+
+
+def test_errors_stand_beside_the_number_of_their_layer():
+    rows = [
+        {"tower": "visual", "layer": n, "kind": "layers", "index": n, "error": 30.0 + n} for n in range(3)
+    ]
+    # nothing is known of the heads of layer 0
+    rows += [{"tower": "visual", "layer": n, "kind": "heads", "index": 0, "error": 60.0 + n} for n in (1, 2)]
+    (plot,) = error_plots(rows)
+    for layer in (1, 2):
+        head, whole = places(plot, f"{60 + layer}.00", f"{30 + layer}.00")
+        assert head == pytest.approx(whole, abs=4)
+
+
 @pytest.fixture
 def study():
     return {

@@ -15,14 +15,14 @@ _TITLES = {"heads": "heads", "neurons": "groups of neurons", "layers": "layers"}
 # Width of the bars in cells; a cell and the room around them in inches.
 _BARS, _CELL, _ROOM = 5, (0.36, 0.24), (0.8, 0.75)
 
-# Errors of one kind in one tower: by layer, then by number.
-_Cells = dict[int, dict[int, float]]
+# Errors of one kind in one tower: by layer, None for all layers at once, then by number.
+_Cells = dict[int | None, dict[int, float]]
 
 
 def error_plots(
     errors: Sequence[Mapping[str, Any]], keep_lists: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Plot every error in its place, a row a layer, a plot a tower.
+    """Plot every error in its place, a row a layer and one for what is of all layers, a plot a tower.
 
     Args:
         errors: `ModuleError` as dicts.
@@ -38,7 +38,10 @@ def error_plots(
 
 
 def _tower_plot(tower: str, kinds: Mapping[str, _Cells], kept: Mapping[str, Any]) -> str:
-    layers = sorted({layer for cells in kinds.values() for layer in cells})
+    found = {layer for cells in kinds.values() for layer in cells}
+    layers = sorted(found, key=lambda layer: (layer is None, layer or 0))
+    places = {layer: place for place, layer in enumerate(layers)}
+    names = ["all" if layer is None else str(layer) for layer in layers]
     widths = [_BARS if kind == "layers" else _columns(cells) for kind, cells in kinds.items()]
     made, axes = panels(
         max(8.0, _CELL[0] * sum(widths) + _ROOM[0]),
@@ -50,25 +53,31 @@ def _tower_plot(tower: str, kinds: Mapping[str, _Cells], kept: Mapping[str, Any]
         one = axes[i]
         if kind == "layers":
             stay = kept.get("layers", layers)
-            _bars(one, [(layer, cells[layer][layer], layer in stay) for layer in cells], len(layers))
+            _bars(one, [(places[n], error, n in stay) for n, own in cells.items() for error in own.values()])
         else:
             # neurons changed places before they were judged, so their numbers say nothing about groups
             stayed = kept.get("heads", {}) if kind == "heads" else {}
-            _heat(one, cells, {layer: stayed.get(str(layer), stayed.get(layer)) for layer in cells})
+            _heat(one, cells, places, {n: stayed.get(str(n), stayed.get(n)) for n in cells})
         one.set_title(_TITLES[kind], fontsize=9, loc="left")
-        one.set_yticks(range(len(layers)), [str(layer) for layer in layers] if i == 0 else [], fontsize=8)
+        one.set_yticks(range(len(layers)), names if i == 0 else [], fontsize=8)
         one.set_ylim(len(layers) - 0.5, -0.5)
     axes[0].set_ylabel("image tower, layer" if tower == "visual" else f"{tower} tower, layer", fontsize=8)
     return svg(made)
 
 
-def _heat(axes: Any, cells: _Cells, kept: Mapping[int, Sequence[int] | None]) -> None:
+def _heat(
+    axes: Any,
+    cells: _Cells,
+    places: Mapping[int | None, int],
+    kept: Mapping[int | None, Sequence[int] | None],
+) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     top = max(max(row.values()) for row in cells.values())
     shades = colormaps["Blues"]
-    for y, (layer, row) in enumerate(sorted(cells.items())):
+    for layer, row in cells.items():
+        y = places[layer]
         for x, error in row.items():
             share = min(1.0, max(0.0, error / top)) if top > 0 else 0.0
             shade = shades(0.05 + 0.8 * share)
@@ -93,8 +102,8 @@ def _heat(axes: Any, cells: _Cells, kept: Mapping[int, Sequence[int] | None]) ->
     bare(axes)
 
 
-def _bars(axes: Any, bars: Sequence[tuple[int, float, bool]], count: int) -> None:
-    for y, (_, error, stays) in enumerate(sorted(bars)):
+def _bars(axes: Any, bars: Sequence[tuple[int, float, bool]]) -> None:
+    for y, error, stays in bars:
         axes.barh(
             y, error, 0.7, color=_BAR if stays else "white", edgecolor=_BAR, hatch="" if stays else "////"
         )
@@ -114,7 +123,7 @@ def _bars(axes: Any, bars: Sequence[tuple[int, float, bool]], count: int) -> Non
 def _cells(errors: Sequence[Mapping[str, Any]], tower: str, kind: str) -> _Cells:
     found: _Cells = {}
     for error in errors:
-        if (error["tower"], error["kind"]) == (tower, kind) and error["layer"] is not None:
+        if (error["tower"], error["kind"]) == (tower, kind):
             found.setdefault(error["layer"], {})[error["index"]] = error["error"]
     return found
 
