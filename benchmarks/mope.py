@@ -103,8 +103,9 @@ def run_seed(
         write_json(args.out, record)
         print(f"seed {seed}: errors of {len(found)} modules", flush=True)
         args.out.with_name(f"{args.out.stem}-seed{seed}.part.json").unlink(missing_ok=True)
-    errors = [ModuleError(**error) for error in record["errors"][key]["modules"]]
+    by_mope = [ModuleError(**error) for error in record["errors"][key]["modules"]]
     for criterion in args.criteria:
+        errors = by_mope
         config = StructuredConfig(criterion=criterion, samples=args.samples, seed=seed)
         if criterion != "mope":
             if criterion == "magnitude" and seed:
