@@ -1,24 +1,63 @@
-"""Weights as part of a fingerprint, by which results that were kept are told from those of something else."""
+"""What results depend on, as one digest, by which kept ones are told from those of something else."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from torch import Tensor, nn, uint8
 
-__all__ = ["add_weights"]
+__all__ = ["fingerprint"]
 
 
-class Digest(Protocol):
-    """What hashlib makes."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take these bytes in."""
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
 
 
-def add_weights(digest: Digest, model: nn.Module) -> None:
-    """Put names, dtypes, shapes and bytes of all parameters and buffers into a digest."""
+def fingerprint(model: nn.Module, data: Iterable[Any], settings: Any) -> str:
+    """Digest of a model, of data and of settings.
+
+    Args:
+        model: by its parameters and buffers, and by the classes and plain attributes of its modules, which
+            tell one activation or number of heads from another. Merged and split attention differ.
+        data: of `load_data`, each by the names of its images, all of their texts, and how both are prepared.
+            What an image shows is not looked at.
+        settings: what JSON can hold.
+
+    """
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, module in model.named_modules():
+        digest.update(f"{name} {_about(module)}\n".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes())
+    for part in data:
+        _add_data(digest, part)
+    return digest.hexdigest()
+
+
+def _add_data(digest: _Digest, data: Any) -> None:
+    for image in data.images:
+        digest.update(f"{image.name}\n".encode())
+    texts = [getattr(data, name, None) for name in ("captions", "labels", "classes", "templates")]
+    # torchvision's transforms say all of themselves; where a function lies in memory says nothing
+    shown = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(data.preprocess))
+    digest.update(json.dumps([texts, shown, _about(data.tokenizer)]).encode())
+
+
+def _about(thing: Any) -> str:
+    """Class, or function, and attributes that are plain values."""
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    held = sorted(getattr(thing, "__dict__", {}).items())
+    plain = [(k, v) for k, v in held if _is_plain(v) and not k.startswith("_") and k != "training"]
+    return f"{kind.__module__}.{kind.__qualname__} {plain}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -71,9 +71,10 @@ def test_killed_run_continues(clip, pairs, tmp_path, monkeypatch):
     assert len(record["variants"]) == 3
 
 
-@pytest.mark.parametrize("change", ["weights", "options", "data", "saved model"])
+@pytest.mark.parametrize("change", ["weights", "options", "data", "calibration", "saved model"])
 def test_other_arguments_start_anew(clip, pairs, tmp_path, monkeypatch, change):
-    options = OPTIONS
+    options, calib = OPTIONS, pairs
+    pairs.captions[2].append("another")
     pipeline.run(clip, pairs, pairs, VARIANTS[:1], options, tmp_path, say=lambda line: None)
     if change == "weights":
         with torch.no_grad():
@@ -81,12 +82,15 @@ def test_other_arguments_start_anew(clip, pairs, tmp_path, monkeypatch, change):
     elif change == "options":
         options = pipeline.RunOptions("tiny", "pairs", "pairs", batch=3, rounds=5)
     elif change == "data":
-        pairs.captions[2][0] += "!"
+        # every caption is evaluated, not only those that stand for an image in a batch
+        pairs.captions[2][1] += "!"
+    elif change == "calibration":
+        calib = pairs.subset([0, 1])
     else:
         shutil.rmtree(tmp_path / "model")
     calls, real = [], pipeline.make.prune_
     monkeypatch.setattr(pipeline.make, "prune_", lambda m, c, d: calls.append(c) or real(m, c, d))
-    pipeline.run(clip, pairs, pairs, VARIANTS[:1], options, tmp_path, say=lambda line: None)
+    pipeline.run(clip, pairs, calib, VARIANTS[:1], options, tmp_path, say=lambda line: None)
     assert calls == [VARIANTS[0].weights]
 
 

@@ -7,8 +7,10 @@ import textwrap
 
 import pytest
 import torch
-from models.zoo import build
+from models.zoo import build, inputs
+from open_clip.transformer import QuickGELU
 from torch import nn
+from torchvision.transforms import Compose, Normalize
 
 import vlprune
 from vlprune import demo, models
@@ -27,7 +29,7 @@ from vlprune.structured import (
 )
 from vlprune.structured.criteria import module_importance
 
-from .cases import Numbered, labelled_data, pair_data
+from .cases import Numbered, labelled_data, pair_data, token_ids
 
 
 def naive(model, data, towers=("visual", "text"), groups=3, batch_size=8, ran=lambda block: True):
@@ -280,7 +282,9 @@ def test_a_killed_process_continues(tmp_path):
     assert again.stdout.split(" ", 1) == ["4", f"{[e.error for e in expected]}\n"]
 
 
-@pytest.mark.parametrize("change", ["weight", "data", "metric", "groups", "batch_size", "broken"])
+@pytest.mark.parametrize(
+    "change", ["weight", "activation", "data", "preprocess", "tokenizer", "metric", "groups", "batch_size"]
+)
 def test_what_was_kept_of_something_else_is_not_taken(change, tmp_path):
     model = build("clip")
     data = pair_data(model)
@@ -290,12 +294,19 @@ def test_what_was_kept_of_something_else_is_not_taken(change, tmp_path):
     kept = json.loads(file.read_text())
     ((job, scores),) = kept["jobs"].items()
     kept["jobs"][job] = dict.fromkeys(scores, 1000.0)
-    file.write_text(json.dumps(kept) if change != "broken" else "{")
+    file.write_text(json.dumps(kept))
     if change == "weight":
         with torch.no_grad():
             model.token_embedding.weight[3, 1] += 1.0
+    elif change == "activation":
+        for block in model.transformer.resblocks:
+            block.mlp.gelu = QuickGELU()
     elif change == "data":
-        data.captions[3][0] = "another"
+        data.captions[3][1] = "another"
+    elif change == "preprocess":
+        data.preprocess = Compose([data.preprocess, Normalize([0.5] * 3, [0.5] * 3)])
+    elif change == "tokenizer":
+        data.tokenizer = lambda texts: token_ids(texts).flip(0)
     elif change == "metric":
         arguments["metric"] = lambda model, data: vlprune.evaluate(model, data).primary
     elif change in ("groups", "batch_size"):
@@ -319,6 +330,9 @@ def test_what_was_kept_of_something_else_is_not_taken(change, tmp_path):
         ({"groups": 0}, "groups: expected a whole number of at least 1, got 0"),
         ({"groups": 2.0}, "groups: expected a whole number of at least 1, got 2.0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"modules": {"heads"}}, "modules: expected some of heads, neurons, layers, got {'heads'}"),
+        ({"towers": 5}, "towers: expected some of visual, text, got 5"),
+        ({"limit": "3"}, "limit must be a whole number of at least 1, got '3'"),
         ({"limit": 0}, "limit must be a whole number of at least 1, got 0"),
         ({"metric": lambda m, d: float("nan")}, "metric: expected a finite score of the full model, got nan"),
     ],
@@ -385,3 +399,26 @@ def test_a_config_takes_the_same_ranks_of_neurons_from_every_layer():
         StructuredConfig(target_speedup=2.0, neuron_groups="rank")
     with pytest.raises(ValueError, match="neuron_groups: expected one of layer, rank, got 'all'"):
         StructuredConfig(neuron_groups="all")
+
+
+def test_ranks_of_layers_that_do_not_all_run_cannot_be_judged():
+    model = build("coca")
+    message = r"across_layers \(neuron_groups='rank'\): the metric does not run text_decoder.resblocks.0"
+    with pytest.raises(ValueError, match=message):
+        module_pruning_errors(model, pair_data(model, 6), ["neurons"], towers=["text"], across_layers=True)
+    # of a tower that does not run at all there is nothing to say
+    images = inputs(model)[0]
+
+    def size(model, data):
+        return float(model.encode_image(images).detach().double().norm())
+
+    found = module_pruning_errors(model, None, ["neurons"], size, across_layers=True, groups=2)
+    assert [(e.tower, e.layer, e.index) for e in found] == [("visual", None, 0), ("visual", None, 1)]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
+    model = build("clip")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(ablated, "embed_images", None)
+    with pytest.raises(OSError, match="file"):
+        module_pruning_errors(model, pair_data(model, 4), resume=tmp_path / "file" / "kept.json")

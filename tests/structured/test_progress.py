@@ -39,13 +39,14 @@ def test_the_newest_jobs_stay(tmp_path):
 @pytest.mark.parametrize(
     "text", ["{", "[]", "{}", '{"jobs": 3}', '{"jobs": {"job": {"a": "x"}}}', '{"jobs": {"job": [1]}}', "\0"]
 )
-def test_a_file_of_something_else_is_written_anew(tmp_path, text):
+def test_a_file_of_something_else_is_refused_and_stays(tmp_path, text):
     file = tmp_path / "kept.json"
     file.write_text(text)
-    kept = KeptScores(file, "job")
-    assert kept.scores == {}
-    kept.add({"a": 1.0})
-    assert KeptScores(file, "job").scores == {"a": 1.0}
+    with pytest.raises(ValueError, match=r"resume: .*kept.json is no file of kept scores; give another"):
+        KeptScores(file, "job")
+    assert file.read_text() == text
+    with pytest.raises(ValueError, match="is no file of kept scores"):
+        KeptScores(tmp_path, "job")
 
 
 def test_ranks_write_files_of_their_own_and_one_is_left(tmp_path, monkeypatch):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import measure
 from ..files import read_json, write_json
-from ..fingerprint import add_weights
+from ..fingerprint import fingerprint
 from .job import Job
 
 __all__ = ["Steps"]
@@ -22,7 +20,8 @@ class Steps:
 
     def __init__(self, job: Job) -> None:
         self._path = job.out / "progress.json"
-        self._fingerprint = _fingerprint(job)
+        settings = [dataclasses.asdict(job.options), measure.machine_info()]
+        self._fingerprint = fingerprint(job.model, [job.data, job.calib], settings)
         self._done: dict[str, Any] = {}
         try:
             kept = read_json(self._path)
@@ -48,14 +47,3 @@ class Steps:
                 done[place] = key
             write_json(self._path, {"fingerprint": self._fingerprint, "steps": done})
         return done[key]
-
-
-def _fingerprint(job: Job) -> str:
-    """Everything besides the config that a result depends on: weights, buffers, data, options, machine."""
-    settings = [dataclasses.asdict(job.options), measure.machine_info()]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    add_weights(digest, job.model)
-    for part in (job.data, job.calib):
-        for i, image in enumerate(part.images):
-            digest.update(f"{image.name} {part.text(i)}\n".encode())
-    return digest.hexdigest()

@@ -12,8 +12,10 @@ from .. import models
 from ..models import Block
 from ..models.parts import block_parts
 from .plan import KeepLists
+from .remove import partners_of
 
-__all__ = ["KINDS", "ModuleError", "Removable", "check_names", "group_neurons", "removable_modules"]
+__all__ = ["KINDS", "ModuleError", "Removable", "check_names", "group_neurons", "removable_layers",
+           "removable_modules"]  # fmt: skip
 
 KINDS = ("heads", "neurons", "layers")
 
@@ -61,7 +63,8 @@ def removable_modules(
 ) -> list[Removable]:
     """List what can be removed, by tower, then by kind, then by layer.
 
-    A layer that is alone in its tower cannot; what is not known of a block is not listed.
+    A layer that is alone in its tower cannot, nor one that runs in step with others, as in CoCa's decoder;
+    what is not known of a block is not listed.
 
     Args:
         model: any model that `vlprune.models.view` knows.
@@ -97,10 +100,12 @@ def group_neurons(neurons: int, groups: int, index: int) -> range:
 
 def check_names(what: str, given: Sequence[str], allowed: Sequence[str]) -> None:
     """Raise ValueError unless some names are given, and only such as are allowed, each once."""
-    single = isinstance(given, str) or not given
-    wrong = next((name for name in given if name not in allowed or list(given).count(name) > 1), None)
-    if single or wrong is not None:
-        raise ValueError(f"{what}: expected some of {', '.join(allowed)}, got {given if single else wrong!r}")
+    # no set either: it has another order in every process
+    names = given if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    wrong = next((name for name in names if name not in allowed or names.count(name) > 1), None)
+    if not names or wrong is not None:
+        got = given if wrong is None else wrong
+        raise ValueError(f"{what}: expected some of {', '.join(allowed)}, got {got!r}")
 
 
 def _heads(tower: str, blocks: list[Block]) -> Iterator[Removable]:
@@ -124,8 +129,14 @@ def _neurons(tower: str, blocks: list[Block], groups: int, across_layers: bool) 
             yield Removable(tower, block.index, "neurons", index, {tower: {"neurons": own}}, (block,))
 
 
+def removable_layers(blocks: Sequence[Block]) -> list[Block]:
+    """Layers of a tower that can be missing: none of one, nor those that run in step with others."""
+    partners = partners_of(blocks)
+    return [block for block in blocks if len(blocks) > 1 and block.name not in partners]
+
+
 def _layers(tower: str, blocks: list[Block]) -> Iterator[Removable]:
-    for block in blocks if len(blocks) > 1 else ():
+    for block in removable_layers(blocks):
         kept = _but(len(blocks), range(block.index, block.index + 1))
         yield Removable(tower, block.index, "layers", block.index, {tower: {"layers": kept}}, (block,))
 

@@ -18,11 +18,12 @@ from ..data import LabelledData, PairData
 from ..data.dataset import ImageData, require_count
 from ..distributed import hides_progress, on_all_ranks, own_share
 from ..evaluate import evaluate
+from ..fingerprint import fingerprint
 from ..models.running import evaluating
 from .ablated import EmbeddedData, share_of_layers
 from .mask import mask_modules
 from .modules import ModuleError, Removable, removable_modules
-from .progress import KeptScores, fingerprint
+from .progress import KeptScores
 
 __all__ = ["Metric", "module_pruning_errors"]
 
@@ -91,7 +92,7 @@ def module_pruning_errors(
     listed = removable_modules(model, modules, towers, groups, across_layers)
     name = metric if isinstance(metric, str) else _name(metric)
     settings = (name, sorted(module.key for module in listed), groups, batch_size)
-    kept = KeptScores(resume, "" if resume is None else fingerprint(model, data, *settings))
+    kept = KeptScores(resume, "" if resume is None else fingerprint(model, [data], settings))
     with ExitStack() as stack:
         stack.callback(models.merge_attention_, model, models.split_attention_(model))
         stack.enter_context(evaluating(model))
@@ -105,8 +106,10 @@ def module_pruning_errors(
             score: Metric = partial(_evaluated, batch_size) if isinstance(metric, str) else metric
             whole, scores = partial(score, model, data), partial(scores_of_whole_models, model, data, score)
             share = own_share
+        # a file that cannot be written is an error now, not after the first modules
+        on_all_ranks(partial(kept.add, {}))
         full, ran = _agreed(on_all_ranks(partial(_watched, model, whole)))
-        listed = [module for module in listed if ran.issuperset(block.name for block in module.blocks)]
+        listed = [module for module in listed if _runs(module, ran)]
         left = [module for module in listed if module.key not in kept.scores]
         own = share(left)
         bar = stack.enter_context(
@@ -129,6 +132,17 @@ def module_pruning_errors(
 
         kept.finish({key: score for found in on_all_ranks(work) for key, score in found.items()})
     return [module.costing(full - kept.scores[module.key]) for module in listed]
+
+
+def _runs(module: Removable, ran: set[str]) -> bool:
+    """Whether the blocks that a module is in are among those that ran."""
+    missing = [block.name for block in module.blocks if block.name not in ran]
+    if 0 < len(missing) < len(module.blocks):
+        raise ValueError(
+            f"across_layers (neuron_groups='rank'): the metric does not run {missing[0]}, so that it cannot "
+            "be judged together with the other layers; judge a layer at a time"
+        )
+    return not missing
 
 
 def _agreed(watched: Sequence[tuple[float, set[str]]]) -> tuple[float, set[str]]:
@@ -167,7 +181,7 @@ def _checked(data: Any, metric: str | Metric, limit: int | None, resume: Any) ->
     for name, value in (("limit", limit), ("resume", resume)):
         if value is not None and not own:
             raise ValueError(f"{name}: needs data of load_data, got {type(data).__name__}")
-    return data.subset(limit) if own else data
+    return data if limit is None else data.subset(require_count("limit", limit))
 
 
 def _name(function: Metric) -> str:

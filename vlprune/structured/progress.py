@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from ..data import LabelledData, PairData
-from ..distributed import gather, is_first, rank
+from ..distributed import is_first, on_all_ranks, rank
 from ..files import read_json, write_json
-from ..fingerprint import add_weights
 
-__all__ = ["KeptScores", "fingerprint"]
+__all__ = ["KeptScores"]
 
 # Jobs whose scores a file holds, the newest: both towers in width and in depth, and as much again.
 _JOBS = 8
@@ -32,6 +25,9 @@ class KeptScores:
         path: of a JSON file, or None to keep nothing.
         job: `fingerprint` of all that the scores depend on besides their keys.
 
+    Raises:
+        ValueError: something else is there.
+
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, job: str) -> None:
@@ -43,9 +39,9 @@ class KeptScores:
         self._others: dict[str, dict[str, float]] = {}
         if self._path is None:
             return
-        read = [_read(path) for path in (self._path, *self._of_ranks(self._path))]
+        paths = (self._path, *self._of_ranks(self._path))
         # what a rank sees may be younger than what another one saw, or on another machine
-        for jobs in (jobs for seen in gather(read) for jobs in seen):
+        for jobs in (jobs for seen in on_all_ranks(lambda: [_read(p) for p in paths]) for jobs in seen):
             for name, scores in jobs.items():
                 (self.scores if name == job else self._others.setdefault(name, {})).update(scores)
 
@@ -74,25 +70,14 @@ class KeptScores:
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:
-    """Scores by job; nothing where there is no such file, or nothing of use in it."""
+    """Scores by job; none where there is no such file."""
     try:
         return {
             str(job): {str(key): float(score) for key, score in scores.items()}
             for job, scores in read_json(path)["jobs"].items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except FileNotFoundError:
         return {}
-
-
-def fingerprint(model: nn.Module, data: PairData | LabelledData, *settings: Any) -> str:
-    """Digest of weights and buffers, of the data's names and texts, and of settings that JSON can hold."""
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    add_weights(digest, model)
-    for image in data.images:
-        digest.update(f"{image.name}\n".encode())
-    if isinstance(data, LabelledData):
-        texts: list[Any] = [data.labels, data.classes, data.templates]
-    else:
-        texts = data.captions
-    digest.update(json.dumps(texts).encode())
-    return digest.hexdigest()
+    except (IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+        # it would be written over
+        raise ValueError(f"resume: {path} is no file of kept scores; give another, or move it away") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..models import Block
 from ..models.parts import AttentionParts, MlpParts
 from ..nn import Linear24
 from ..nn.attention import is_splittable
@@ -14,7 +15,7 @@ from ..nn.attention_core import AttentionCore
 from .plan import BlockPlan
 
 __all__ = ["check_heads", "check_layers", "check_linear", "check_neurons", "keep_heads_", "keep_layers_",
-           "keep_neurons_"]  # fmt: skip
+           "keep_neurons_", "partners_of"]  # fmt: skip
 
 # A subclass may compute anything from its weight; this one only differs under quantization.
 _DENSE = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
@@ -57,18 +58,32 @@ def check_neurons(mlp: MlpParts) -> None:
 
 def check_layers(model: nn.Module, plans: Sequence[BlockPlan]) -> None:
     """Raise ValueError if a block that is to go cannot be missing."""
-    stacks = {_stack_of(plan) for plan in plans}
+    partners = partners_of([plan.block for plan in plans])
     for plan in plans:
         if plan.stays:
             continue
-        stack = _stack_of(plan)
+        if partner := partners.get(plan.block.name):
+            raise ValueError(
+                f"{plan.block.name}: cannot be taken out, it runs in step with the blocks of {partner}"
+            )
+        stack = _stack_of(plan.block)
+        if not any(other.stays for other in plans if _stack_of(other.block) == stack):
+            raise ValueError(f"{stack}: at least one layer must stay")
+
+
+def partners_of(blocks: Sequence[Block]) -> dict[str, str]:
+    """Names of blocks that cannot be missing, each with the stack in step with which it runs.
+
+    Such are the blocks of CoCa's decoder: self- and cross-attention in turn, from two stacks.
+    """
+    stacks = dict.fromkeys(_stack_of(block) for block in blocks)
+    found: dict[str, str] = {}
+    for block in blocks:
+        stack = _stack_of(block)
         parent = stack.rpartition(".")[0]
         if partners := [s for s in stacks if s != stack and s.rpartition(".")[0] == parent]:
-            raise ValueError(
-                f"{plan.block.name}: cannot be taken out, it runs in step with the blocks of {partners[0]}"
-            )
-        if not any(other.stays for other in plans if _stack_of(other) == stack):
-            raise ValueError(f"{stack}: at least one layer must stay")
+            found[block.name] = partners[0]
+    return found
 
 
 @torch.no_grad()
@@ -106,7 +121,7 @@ def keep_layers_(model: nn.Module, plans: Sequence[BlockPlan]) -> None:
     gone: dict[str, list[str]] = {}
     for plan in plans:
         if not plan.stays:
-            gone.setdefault(_stack_of(plan), []).append(plan.block.name.rpartition(".")[2])
+            gone.setdefault(_stack_of(plan.block), []).append(plan.block.name.rpartition(".")[2])
     for name, keys in gone.items():
         stack = model.get_submodule(name)
         assert isinstance(stack, nn.ModuleList | nn.Sequential)
@@ -126,8 +141,8 @@ def _is_timm(module: nn.Module) -> bool:
     return cls.__module__.startswith("timm.") and cls.__name__ == "Attention" and hasattr(module, "attn_dim")
 
 
-def _stack_of(plan: BlockPlan) -> str:
-    return plan.block.name.rpartition(".")[0]
+def _stack_of(block: Block) -> str:
+    return block.name.rpartition(".")[0]
 
 
 def _keep_rows(layer: nn.Module, rows: Sequence[int]) -> None:
