@@ -251,3 +251,43 @@ def test_what_a_killed_rank_had_is_not_done_again(tmp_path, count):
     # the full model on each rank, and of eight layers at most the six that were not in the killed one's file
     assert sum(calls for calls, _ in found) - count <= 6
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.json"]
+
+
+CHOOSING = """
+from vlprune import measure
+from vlprune.structured import StructuredConfig, compact, compact_
+from vlprune.measure import Timing
+
+timed, sorted_by = [], compact.rewire_
+
+def clock(candidates, **_):
+    # on the second rank everything takes as long as everything else
+    timed.append(1)
+    known = {"visual": 10.0, "visual rest": 1.0}
+    times = {name: known.get(name, 9.0 / (1 + 0.3 * i)) for i, name in enumerate(candidates)}
+    return {name: Timing.of([1.0 if rank else time]) for name, time in times.items()}
+
+def losses(model, batch):
+    # and its gradients are others
+    return (1 + rank) ** 2 * (model.encode_image(batch.images)[:, rank:] ** 3).sum()
+
+measure.compare = clock
+compact.rewire_ = lambda model, data, loss, **options: sorted_by(model, data, loss=losses, **options)
+config = StructuredConfig(target_speedup=1.2, tower="visual", samples=8, batch_size=4, groups=2)
+report = compact_(model, config, data, progress=False)
+weights = {name: float(value.double().sum()) for name, value in model.state_dict().items()}
+with open(f"result{rank}.json", "w") as file:
+    json.dump([report.to_dict(), weights, len(timed)], file)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_choose_by_the_first_ones_clock_and_gradients(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path / "cache"))
+    done = launch(tmp_path, 2, CHOOSING)
+    assert done.returncode == 0, done.stderr
+    (report, weights, timed), (other, others, none) = results(tmp_path, 2)
+    assert report == other
+    assert weights == others
+    assert timed > none == 0
+    assert report["parameters"][1] < report["parameters"][0]

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-__all__ = ["alone", "gather", "hides_progress", "is_first", "on_all_ranks", "own_share", "rank", "world_size"]
+__all__ = ["alone", "gather", "hides_progress", "is_first", "of_first_rank", "on_all_ranks", "own_share",
+           "rank", "world_size"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -111,3 +112,17 @@ def on_all_ranks(work: Callable[[], T]) -> list[T]:
         if problem is not None:
             raise RuntimeError(f"rank {number} of {len(gathered)} failed: {problem}")
     return [found for found, _ in gathered]
+
+
+def of_first_rank(work: Callable[[], T]) -> T:
+    """What the first rank's work returns, on every rank: for what each would find slightly different.
+
+    Raises:
+        RuntimeError: on the other ranks when it failed, as of `on_all_ranks`.
+
+    """
+    if world_size() == 1:
+        return work()
+    found: Any = on_all_ranks(lambda: work() if is_first() else None)[0]
+    result: T = found
+    return result

@@ -1,5 +1,7 @@
 """Which modules go, given their errors."""
 
+import random
+
 import pytest
 from models.zoo import build
 
@@ -55,6 +57,35 @@ def test_equal_heads_go_from_all_layers_in_turn():
     config = StructuredConfig(visual=Keep(heads=3), scope="tower")
     found = choose(build("clip"), config, errors("heads", [[1.0] * 4] * 3))
     assert found["visual"]["heads"] == {0: [1, 2, 3], 1: [1, 2, 3], 2: [1, 2, 3]}
+
+
+def drawn_neurons():
+    draw = random.Random(5)
+    # the first layer's neurons are worth less than the others'
+    return [[draw.random() * (1 + layer) for _ in range(256)] for layer in range(3)]
+
+
+def test_a_share_of_a_towers_neurons_leaves_every_layer_a_multiple():
+    rows = drawn_neurons()
+    config = StructuredConfig(visual=Keep(neurons=0.4), scope="tower")
+    kept = choose(build("clip"), config, errors("neurons", rows))["visual"]["neurons"]
+    counts = [len(own) for own in kept.values()]
+    # 102 of each are rounded to 96
+    assert sum(counts) == 3 * 96
+    assert counts[0] < counts[1] < counts[2]
+    assert all(count % 16 == 0 for count in counts)
+    for layer, own in kept.items():
+        best = sorted(range(256), key=lambda n, layer=layer: rows[layer][n])[256 - len(own) :]
+        assert own == sorted(best)
+
+
+def test_a_count_of_a_towers_neurons_is_exact():
+    rows = drawn_neurons()
+    config = StructuredConfig(visual=Keep(neurons=101), scope="tower")
+    kept = choose(build("clip"), config, errors("neurons", rows))["visual"]["neurons"]
+    every = sorted((error, layer, n) for layer, row in enumerate(rows) for n, error in enumerate(row))
+    best = {(layer, n) for _, layer, n in every[-3 * 101 :]}
+    assert {(layer, n) for layer, own in kept.items() for n in own} == best
 
 
 def test_groups_of_neurons_go_whole_and_the_last_one_from_its_end():

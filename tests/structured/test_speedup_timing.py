@@ -1,6 +1,7 @@
 """What is measured of a model's layers, by a clock that counts parameters; and what is remembered of it."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -69,6 +70,14 @@ def test_blocks_of_other_sizes_are_other_kinds(clock):
     assert [layer.neurons.total for layer in visual.layers] == [256, 100, 256]
     for layer, block in zip(visual.layers, model.visual.transformer.resblocks, strict=True):
         assert layer.whole == pytest.approx(parameters(block))
+
+
+def test_a_block_with_a_forward_of_its_own_keeps_it(clock):
+    model = build("clip")
+    block = model.visual.transformer.resblocks[1]
+    own = block.forward = functools.partial(type(block).forward, block)
+    measure_costs(model, ["visual"], batch=2, progress=False)
+    assert vars(block)["forward"] is own
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "timm-map"])

@@ -4,14 +4,23 @@ import copy
 
 import pytest
 import torch
-from models.zoo import assert_close, build, outputs
+from models.zoo import assert_close, build, inputs, outputs
 
 import vlprune
-from vlprune import models
-from vlprune.structured import Keep, StructuredConfig, choose, compact_, mask_modules, module_pruning_errors
+from vlprune import measure, models
+from vlprune.structured import (
+    Keep,
+    StructuredConfig,
+    choose,
+    compact,
+    compact_,
+    mask_modules,
+    module_pruning_errors,
+)
 from vlprune.structured.keep import CRITERIA
 
 from .cases import labelled_data, pair_data
+from .clock import Clock
 
 SMALL = {"samples": 12, "batch_size": 6, "groups": 4}
 HALF = Keep(heads=0.5, neurons=0.25, layers=2)
@@ -175,3 +184,65 @@ def test_the_result_can_be_saved_and_loaded(tmp_path):
     again = vlprune.from_pretrained(tmp_path / "saved")
     assert all(map(torch.equal, outputs(again), outputs(model)))
     assert len(models.view(again).towers["visual"].blocks) == 2
+
+
+def test_layers_without_heads_or_neurons_stay_so():
+    model = build("clip")
+    compact_(model, {"visual": {"heads": {1: []}, "neurons": {0: []}}})
+    report = compact_(model, StructuredConfig(visual=Keep(heads=2, neurons=0.25), criterion="random"))
+    sizes = [(s.heads, s.neurons) for s in report.layers if s.tower == "visual"]
+    assert sizes == [((4, 2), (0, 0)), ((0, 0), (256, 64)), ((4, 2), (256, 64))]
+
+
+def test_a_count_that_one_layer_does_not_have_names_it():
+    model = build("clip")
+    compact_(model, {"visual": {"heads": {1: [3]}}})
+    with pytest.raises(ValueError, match=r"visual.transformer.resblocks.1: heads: 2 cannot be kept of 1"):
+        compact_(model, StructuredConfig(visual=Keep(heads=2), criterion="random"))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_coca_loses_layers_of_its_text_tower_alone(criterion):
+    model = build("coca")
+    config = StructuredConfig(text=Keep(layers=0.5), criterion=criterion, **SMALL)
+    report = compact_(model, config, pair_data(model))
+    stays = {s.name: s.stays for s in report.layers if s.tower == "text"}
+    assert sum(stay for name, stay in stays.items() if name.startswith("text.")) == 1
+    assert all(stay for name, stay in stays.items() if name.startswith("text_decoder."))
+    assert all(output.isfinite().all() for output in outputs(model))
+
+
+@pytest.mark.parametrize("fields", [{"visual": HALF}, {"target_speedup": 1.5}])
+def test_a_choice_that_fails_leaves_neurons_where_they_were(fields, monkeypatch):
+    model = build("clip")
+    before = state(model)
+    real = compact.module_importance
+
+    def dies(model, *arguments):
+        moved = model.state_dict()["visual.transformer.resblocks.0.mlp.c_fc.weight"]
+        assert not torch.equal(moved, before["visual.transformer.resblocks.0.mlp.c_fc.weight"])
+        real(model, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compact, "module_importance", dies)
+    monkeypatch.setattr(measure, "compare", Clock())
+    with pytest.raises(KeyboardInterrupt):
+        compact_(model, StructuredConfig(**fields, **SMALL), pair_data(model), progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_batches_that_come_once_serve_every_tower_and_step(stage):
+    batches = [inputs(build("clip"), 6)] * 2
+    config = StructuredConfig(visual=HALF, text=Keep(heads=1), criterion="gradient", stage=stage, **SMALL)
+    found = [compact_(build("clip"), config, data).errors for data in (batches, iter(batches))]
+    assert found[0] == found[1]
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = build("clip")
+    with torch.no_grad():
+        model.visual.transformer.resblocks[1].mlp.c_fc.weight[3, 2] = float("nan")
+    message = "visual.transformer.resblocks.1: weights are not finite, so neurons cannot be judged"
+    with pytest.raises(ValueError, match=message):
+        compact_(model, StructuredConfig(visual=Keep(neurons=0.5), criterion="magnitude"))

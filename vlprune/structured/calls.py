@@ -15,6 +15,7 @@ from .. import models
 from ..example import example_inputs
 from ..models import Block
 from ..models.parts import block_parts
+from ..reuse import replaced_forward
 
 __all__ = ["BlockCall", "parts_of_towers", "record_blocks", "tower_calls"]
 
@@ -89,10 +90,7 @@ def parts_of_towers(
 @contextmanager
 def _handing_on(calls: Sequence[BlockCall]) -> Iterator[None]:
     """Blocks return at once what they returned before."""
-    try:
+    with ExitStack() as stack:
         for call in calls:
-            vars(call.block.module)["forward"] = lambda *_, out=call.output, **__: out
+            stack.enter_context(replaced_forward(call.block.module, lambda *_, out=call.output, **__: out))
         yield
-    finally:
-        for call in calls:
-            vars(call.block.module).pop("forward", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from .. import models
 from ..models import Block
 from ..models.parts import block_parts
-from .keep import Keep, KeepCounts, StructuredConfig
+from .keep import NEURON_MULTIPLE, Keep, KeepCounts, StructuredConfig
 from .modules import KINDS, ModuleError, group_neurons
 
 __all__ = ["choose", "counts_of", "turns_of"]
@@ -29,8 +30,8 @@ def choose(
 
     Of equal errors the lower number goes first; of equally good neurons the higher one, because `rewire_`
     puts the important ones first, and a group of which only a part goes loses its last neurons. With scope
-    "tower" every layer keeps at least a head and a neuron. Layers whose heads, neurons or selves have no
-    error stay as they are: what the metric does not run.
+    "tower" every layer keeps at least a head and a neuron, and by a share a multiple of 16 neurons. Layers
+    whose heads, neurons or selves have no error stay as they are: what the metric does not run.
 
     Args:
         model: the model that the errors are of.
@@ -67,10 +68,18 @@ def choose(
 
 
 def counts_of(keep: Keep, block: Block, layers: int) -> KeepCounts:
-    """How much stays of one block, by its own sizes, and how many of these layers."""
+    """How much stays of one block, by its own sizes, and how many of these layers.
+
+    Heads or neurons that are not known, or all gone already, are none before and after.
+    """
     parts = block_parts(block)
     heads = parts.attention.num_heads if parts.attention else 0
-    return keep.counts(heads, parts.mlp.neurons if parts.mlp else 0, layers)
+    neurons = parts.mlp.neurons if parts.mlp else 0
+    own = replace(keep, heads=keep.heads if heads else None, neurons=keep.neurons if neurons else None)
+    try:
+        return own.counts(heads, neurons, layers)
+    except ValueError as error:
+        raise ValueError(f"{block.name}: {error}") from None
 
 
 def _blocks(model: nn.Module, tower: str) -> list[Block]:
@@ -110,12 +119,23 @@ def _width(
         for layer, own_turns in turns.items():
             gone[layer] = {number for *_, number in sorted(own_turns)[: excess[layer]]}
     else:
+        # a share leaves every layer a multiple, as with the other scope; a count is what was asked for
+        step = NEURON_MULTIPLE if isinstance(own.neurons, float) else 1
         left = sum(excess.values())
-        for _, _, layer, number in sorted(turn for own_turns in turns.values() for turn in own_turns):
-            if left and len(gone[layer]) < totals[layer] - 1:
-                gone[layer].add(number)
-                left -= 1
+        parcels = [parcel for own_turns in turns.values() for parcel in _parcels(sorted(own_turns), step)]
+        # by the largest error in it
+        for parcel in sorted(parcels, key=lambda parcel: parcel[-1]):
+            layer = parcel[-1][2]
+            if len(parcel) <= left and len(gone[layer]) + len(parcel) < totals[layer]:
+                gone[layer] |= {number for *_, number in parcel}
+                left -= len(parcel)
     return {layer: [n for n in range(total) if n not in gone[layer]] for layer, total in totals.items()}
+
+
+def _parcels(turns: Sequence[_Turn], step: int) -> list[Sequence[_Turn]]:
+    """What goes of a layer at once, in order, so that a multiple of `step` is left each time."""
+    ends = range(len(turns) % step or step, len(turns) + 1, step)
+    return [turns[max(0, end - step) : end] for end in ends]
 
 
 def turns_of(layer: int, errors: Sequence[ModuleError], kind: str, total: int) -> list[_Turn]:

@@ -10,15 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import models
+from ..calibration import calibration_batches
 from ..data.dataset import ImageData
+from ..distributed import of_first_rank
 from ..models.parts import block_parts
 from .choose import choose, counts_of
 from .criteria import loss_for, module_importance
 from .cut import CompactReport, check_cut, cut_
 from .keep import StructuredConfig
-from .modules import KINDS, ModuleError, check_names, removable_modules
+from .modules import KINDS, ModuleError, check_names, removable_layers, removable_modules
 from .plan import KeepLists
-from .rewire import rewire_
+from .rewire import restore_order_, rewire_
 from .speedup import Speedup, check_reachable
 from .timing import measure_costs
 from .verify import choose_and_verify
@@ -75,16 +77,20 @@ def compact_(
     Raises:
         ValueError: keep lists or counts that do not fit the model; packed layers; a norm over all heads or
             neurons; layers that run in step with others; no data where it is needed; a speed-up out of
-            reach. The model is then as it was. What `recover` raises comes after the width is gone.
+            reach. The model is then as it was. Only what `recover` raises, or the choice of layers after it,
+            comes when the width is gone.
 
     """
     if not isinstance(config, StructuredConfig):
         return cut_(model, config, notes)
     _rehearse(model, config)
-    if config.criterion == "mope" and not isinstance(data, ImageData):
-        raise ValueError(f"data: criterion mope needs data of load_data, got {type(data).__name__}")
     if config.criterion in _NEEDS_DATA and data is None:
         raise ValueError(f"data: criterion {config.criterion} needs data, for example of load_data")
+    if config.criterion == "mope" and not isinstance(data, ImageData):
+        raise ValueError(f"data: criterion mope needs data of load_data, got {type(data).__name__}")
+    if config.criterion == "gradient" and not isinstance(data, ImageData):
+        # each tower and step wants them again
+        data = calibration_batches(data, config.samples, config.batch_size, "criterion gradient")
     if config.target_speedup is not None:
         if recover is not None:
             raise ValueError("recover: expected None with target_speedup, which takes everything out at once")
@@ -109,8 +115,11 @@ def _faster_(
     resume: str | os.PathLike[str] | None,
 ) -> CompactReport:
     """Take out what the target speed-up asks for."""
-    costs = measure_costs(
-        model, config.towers, batch=config.timed_batch, sparse=config.sparse, progress=progress
+    # clocks of ranks differ, and they must not choose differently
+    costs = of_first_rank(
+        lambda: measure_costs(
+            model, config.towers, batch=config.timed_batch, sparse=config.sparse, progress=progress
+        )
     )
     assert config.target_speedup is not None
     listed = removable_modules(model, KINDS, config.towers, 1, False)
@@ -124,7 +133,7 @@ def _faster_(
     reached: list[Speedup] = []
 
     def by_speed(errors: Sequence[ModuleError]) -> KeepLists:
-        lists, speedup = choose_and_verify(model, config, costs, errors)
+        lists, speedup = of_first_rank(lambda: choose_and_verify(model, config, costs, errors))
         reached.append(speedup)
         return lists
 
@@ -154,10 +163,14 @@ def _step_(
             batch_size=config.batch_size,
         )
     errors: list[ModuleError] = []
-    for tower in ("visual", "text"):
-        if own := [kind for kind in kinds if tower in _towers(model, config, kind)]:
-            errors += module_importance(model, data, config, tower, own, progress, resume)
-    lists = chooser(errors) if chooser else choose(model, config, errors, kinds)
+    try:
+        for tower in ("visual", "text"):
+            if own := [kind for kind in kinds if tower in _towers(model, config, kind)]:
+                errors += module_importance(model, data, config, tower, own, progress, resume)
+        lists = chooser(errors) if chooser else choose(model, config, errors, kinds)
+    except BaseException:
+        restore_order_(model, orders)
+        raise
     places = _original_places(model, orders)
     report = cut_(model, lists, notes)
     for (tower, layer), order in places.items():
@@ -174,7 +187,7 @@ def _towers(model: nn.Module, config: StructuredConfig, kind: str) -> list[str]:
         name
         for name in config.towers
         if config.target_speedup is not None or getattr(getattr(config, name), kind) is not None
-        if name in known and (kind != "layers" or len(known[name].blocks) > 1)
+        if name in known and (kind != "layers" or removable_layers(known[name].blocks))
     ]
 
 

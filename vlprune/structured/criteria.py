@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +14,13 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import LabelledData
+from ..distributed import of_first_rank
 from ..losses import loss_and_batches
 from ..models import Block
 from ..models.parts import BlockParts, block_parts
 from .gradients import mean_gradients
 from .keep import StructuredConfig
-from .modules import ModuleError
+from .modules import ModuleError, removable_layers
 from .mope import module_pruning_errors
 from .remove import check_linear
 from .rewire import neuron_importance
@@ -58,8 +61,8 @@ def module_importance(
         resume: JSON file of `module_pruning_errors`, for "mope"; the others are soon done.
 
     Raises:
-        ValueError: data that the criterion cannot use; layers without plain weights; a gradient that is not
-            finite.
+        ValueError: data that the criterion cannot use; layers without plain weights; a gradient or weight
+            that is not finite.
 
     """
     if config.criterion == "mope":
@@ -76,27 +79,40 @@ def module_importance(
             progress=progress,
             resume=resume,
         )
+    # ranks may differ in their last bits, and must not choose differently
+    return of_first_rank(partial(_judged, model, data, config, tower, kinds))
+
+
+def loss_for(data: Any) -> str:
+    """The loss by whose gradient modules are judged: "cross_entropy" of labelled images, or "contrastive"."""
+    return "cross_entropy" if isinstance(data, LabelledData) else "contrastive"
+
+
+def _judged(
+    model: nn.Module, data: Any, config: StructuredConfig, tower: str, kinds: Sequence[str]
+) -> list[ModuleError]:
     split = models.split_attention_(model)
     try:
         blocks = models.view(model).towers[tower].blocks
+        layers = {block.index for block in removable_layers(blocks)}
         if config.criterion == "gradient":
             judged = _by_gradient(model, data, config, blocks, kinds)
         elif config.criterion == "magnitude":
             judged = [(b, kind, _magnitude(b, kind)) for b in blocks for kind in kinds]
         else:
             judged = [(b, kind, _chance(b, kind, config.seed)) for b in blocks for kind in kinds]
-        return [
-            ModuleError(tower, block.index, kind, block.index if kind == "layers" else index, error)
-            for block, kind, errors in judged
-            for index, error in enumerate(errors)
-        ]
     finally:
         models.merge_attention_(model, split)
-
-
-def loss_for(data: Any) -> str:
-    """The loss by whose gradient modules are judged: "cross_entropy" of labelled images, or "contrastive"."""
-    return "cross_entropy" if isinstance(data, LabelledData) else "contrastive"
+    for block, kind, errors in judged:
+        if not all(map(math.isfinite, errors)):
+            what = "the loss's gradient is" if config.criterion == "gradient" else "weights are"
+            raise ValueError(f"{block.name}: {what} not finite, so {kind} cannot be judged")
+    return [
+        ModuleError(tower, block.index, kind, block.index if kind == "layers" else index, error)
+        for block, kind, errors in judged
+        if kind != "layers" or block.index in layers
+        for index, error in enumerate(errors)
+    ]
 
 
 @torch.no_grad()
@@ -142,10 +158,7 @@ def _by_gradient(
         if not all(layer.weight in gradients for layer in _linears(parts)):
             continue
         for kind in kinds:
-            errors = _sensitivity(parts, kind, gradients)
-            if not bool(errors.isfinite().all()):
-                raise ValueError(f"{block.name}: the loss's gradient is not finite")
-            judged.append((block, kind, [float(error) for error in errors]))
+            judged.append((block, kind, [float(e) for e in _sensitivity(parts, kind, gradients)]))
     return judged
 
 

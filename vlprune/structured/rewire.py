@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..distributed import of_first_rank
 from ..losses import Loss, loss_and_batches
 from ..models.parts import MlpParts, block_parts
 from .gradients import mean_gradients
 from .modules import check_names
 from .remove import check_neurons
 
-__all__ = ["neuron_importance", "rewire_"]
+__all__ = ["neuron_importance", "restore_order_", "rewire_"]
 
 
 @torch.inference_mode(False)
@@ -33,7 +35,8 @@ def rewire_(
     Importance is `neuron_importance` of the loss's gradient, averaged over the data (DynaBERT,
     arXiv 2004.04037, as used by MoPE-CLIP, arXiv 2403.07839). Equally important neurons keep their
     order. Outputs differ by the rounding of sums in another order. Zeros move with their neurons: the
-    second layers of MLPs pruned to 2:4 are not 2:4 any more.
+    second layers of MLPs pruned to 2:4 are not 2:4 any more. What an optimizer holds of them does not move.
+    Under torchrun all ranks take the first one's order.
 
     Args:
         model: an open_clip model, not yet sparsified.
@@ -44,7 +47,8 @@ def rewire_(
         batch_size: images at once; the contrastive loss compares the pairs of a batch.
 
     Returns:
-        By the name of each MLP's first layer, the permutation [neurons]: neuron j was number ``[j]``.
+        By the name of each MLP's first layer, the permutation [neurons], on the CPU: neuron j was number
+        ``[j]``.
 
     Raises:
         ValueError: a tower that is not there, packed layers, a norm over all neurons, no usable data, a
@@ -54,6 +58,21 @@ def rewire_(
     mlps = _mlps(model, towers)
     for mlp in mlps:
         check_neurons(mlp)
+    orders = of_first_rank(partial(_orders, model, data, mlps, loss, samples, batch_size))
+    _permute(mlps, orders)
+    return orders
+
+
+def restore_order_(model: nn.Module, orders: Mapping[str, Tensor]) -> None:
+    """Undo `rewire_`, bit for bit, by what it returned."""
+    every = [block_parts(b).mlp for tower in models.view(model).towers.values() for b in tower.blocks]
+    mlps = [mlp for mlp in every if mlp is not None and mlp.fc1_name in orders]
+    _permute(mlps, {name: order.argsort() for name, order in orders.items()})
+
+
+def _orders(
+    model: nn.Module, data: Any, mlps: Sequence[MlpParts], loss: str | Loss, samples: int, batch_size: int
+) -> dict[str, Tensor]:
     fn, batches = loss_and_batches(loss, model, data, samples=samples, batch_size=batch_size)
     parameters = [p for mlp in mlps for p in _parameters(mlp) if p is not None]
     found = mean_gradients(model, fn, batches, parameters)
@@ -67,9 +86,7 @@ def rewire_(
         scores = neuron_importance(fc1, fc2, gradients[fc1], gradients[fc2], bias, bias_grad)
         if not bool(scores.isfinite().all()):
             raise ValueError(f"{mlp.fc1_name}: the loss's gradient is not finite")
-        orders[mlp.fc1_name] = scores.argsort(descending=True, stable=True)
-    for mlp in mlps:
-        _permute(mlp, orders[mlp.fc1_name])
+        orders[mlp.fc1_name] = scores.argsort(descending=True, stable=True).cpu()
     return orders
 
 
@@ -120,7 +137,8 @@ def _parameters(mlp: MlpParts) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def _permute(mlp: MlpParts, order: Tensor) -> None:
-    for parameter, dim in zip(_parameters(mlp), (0, 1, 0), strict=True):
-        if parameter is not None:
-            parameter.copy_(parameter.index_select(dim, order))
+def _permute(mlps: Sequence[MlpParts], orders: Mapping[str, Tensor]) -> None:
+    for mlp in mlps:
+        for parameter, dim in zip(_parameters(mlp), (0, 1, 0), strict=True):
+            if parameter is not None:
+                parameter.copy_(parameter.index_select(dim, orders[mlp.fc1_name].to(parameter.device)))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .. import measure, models
 from ..cache_dir import load_cache, save_cache
+from ..distributed import hides_progress
 from ..models import Block
 from ..models.parts import block_parts
 from ..models.running import evaluating
@@ -98,11 +99,8 @@ def measure_costs(
         wanted = [(n, s) for n, own in shapes.items() for s in own if f"{n} {s}" not in kept.times]
         candidates = parts_of_towers(runs, calls, numbers)
         missing = not candidates.keys() <= kept.times.keys()
-        with tqdm(
-            total=len(wanted) + missing,
-            desc="layer times",
-            disable=None if progress is None else not progress,
-        ) as bar:
+        total = len(wanted) + missing
+        with tqdm(total=total, desc="layer times", disable=hides_progress(progress)) as bar:
             if missing:
                 kept.add(_timed(candidates, device))
                 bar.update()
