@@ -41,6 +41,11 @@ def test_every_option_reaches_the_config():
     assert variant == Variant(None, StructuredConfig(text=Keep(heads=2), criterion="random", samples=9))
 
 
+def test_groups_of_all_layers_at_once():
+    (variant,) = variants("run", "demo", "--neurons", "0.5", "--tower", "visual", "--neuron-groups", "rank")
+    assert variant.structured == StructuredConfig(visual=Keep(neurons=0.5), neuron_groups="rank")
+
+
 HALVES = StructuredConfig(visual=HALF, text=HALF)
 
 

@@ -8,15 +8,14 @@ import re
 from typing import Any
 
 from ..structured import Keep, StructuredConfig
-from ..structured.keep import CRITERIA
+from ..structured.keep import CRITERIA, NEURON_GROUPS, TOWERS
 
 __all__ = ["STRUCTURED", "add_structured", "structured_config"]
 
 _KINDS = ("heads", "neurons", "layers")
-_TOWERS = ("visual", "text", "both")
 
 # Names of the options, as argparse has them.
-STRUCTURED = (*_KINDS, "target_speedup", "tower", "criterion")
+STRUCTURED = (*_KINDS, "target_speedup", "tower", "criterion", "neuron_groups")
 
 
 def add_structured(command: argparse.ArgumentParser) -> None:
@@ -36,9 +35,14 @@ def add_structured(command: argparse.ArgumentParser) -> None:
         help="instead: how much faster the model is to run on this machine, such as 2.0; with --pattern 2:4 "
         "after that",
     )
-    group.add_argument("--tower", help=f"{', '.join(_TOWERS)} (default: both)")
+    group.add_argument("--tower", help=f"{', '.join(TOWERS)} (default: both)")
     group.add_argument(
         "--criterion", help=f"what is needed least is found by: {', '.join(CRITERIA)} (default: mope)"
+    )
+    group.add_argument(
+        "--neuron-groups",
+        help=f"how mope judges groups of neurons: {', '.join(NEURON_GROUPS)}; rank takes the same group out "
+        "of all layers at once, which is faster (default: layer)",
     )
 
 
@@ -56,19 +60,28 @@ def structured_config(args: argparse.Namespace, sparse: bool) -> StructuredConfi
     kept = {kind: _keep(kind, text) for kind in _KINDS if (text := getattr(args, kind)) is not None}
     target = args.target_speedup
     if not kept and target is None:
-        for name in ("tower", "criterion"):
+        for name in ("tower", "criterion", "neuron_groups"):
             if getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
                 raise ValueError(
-                    f"--{name}: needs one of --heads, --neurons, --layers or --target-speedup beside it"
+                    f"{option}: needs one of --heads, --neurons, --layers or --target-speedup beside it"
                 )
         return None
     if kept and target is not None:
         raise ValueError(f"--target-speedup: chooses how much stays; leave out --{next(iter(kept))}")
     tower, criterion = args.tower or "both", args.criterion or "mope"
-    for name, value, allowed in (("tower", tower, _TOWERS), ("criterion", criterion, CRITERIA)):
+    groups = args.neuron_groups or "layer"
+    for name, value, allowed in (
+        ("tower", tower, TOWERS),
+        ("criterion", criterion, CRITERIA),
+        ("neuron-groups", groups, NEURON_GROUPS),
+    ):
         if value not in allowed:
             raise ValueError(f"--{name}: expected one of {', '.join(allowed)}, got {value!r}")
-    fields: dict[str, Any] = {"criterion": criterion}
+    if args.neuron_groups is not None and (criterion != "mope" or target is not None):
+        other = f"criterion {criterion}" if criterion != "mope" else "--target-speedup"
+        raise ValueError(f"--neuron-groups: {other} judges no groups of all layers at once; leave it out")
+    fields: dict[str, Any] = {"criterion": criterion, "neuron_groups": groups}
     if args.samples is not None:
         fields["samples"] = args.samples
     if target is not None:
