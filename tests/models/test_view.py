@@ -110,3 +110,9 @@ def test_resnet_tower_is_left_out():
 def test_a_model_without_towers_is_named(model):
     with pytest.raises(ValueError, match=type(model).__name__):
         models.view(model)
+
+
+@pytest.mark.parametrize("model", [None, "ViT-B-32", {"visual": 1}])
+def test_what_is_no_module_is_told(model):
+    with pytest.raises(ValueError, match=f"model: expected an nn.Module, got {type(model).__name__}"):
+        models.view(model)

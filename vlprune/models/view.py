@@ -60,9 +60,11 @@ def view(model: nn.Module) -> ModelView:
     left out.
 
     Raises:
-        ValueError: `model` has no tower with transformer blocks.
+        ValueError: `model` has no tower with transformer blocks, or is no module.
 
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected an nn.Module, got {type(model).__name__}")
     children = dict(model.named_children())
     visual = next((name for name in _VISUAL if name in children), None)
     text = next((name for name in _TEXT if name in children), None)
