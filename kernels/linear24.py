@@ -62,7 +62,7 @@ def tile_of_tokens(tokens: int) -> tuple[int, ...]:
     return widths(triton.cdiv(tokens, tiles))
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def configs(tokens: int, out: int, cols: int, size: int = 2, processors: int = 132) -> tuple[Config, ...]:
     """All that are worth a measurement, for numbers of `size` bytes; the best `estimate` first."""
     tile = sum(tile_of_tokens(tokens))
@@ -137,7 +137,7 @@ def linear24_few(
         return
     processors, capability = _device(x.device.index)
     config = config or configs(tokens, out, cols, x.itemsize, processors)[0]
-    constants = product_constants(config, tokens, cols, x.itemsize, x.stride(0), activation, capability)
+    constants = _constants(config, tokens, cols, x.itemsize, x.stride(0), activation, capability)
     split = constants["SPLIT"]
     programs = triton.cdiv(tokens, constants["TILE"]) * triton.cdiv(out, config.rows) * split
     share = triton.cdiv(triton.cdiv(cols, config.depth), split)
@@ -174,3 +174,7 @@ def product_constants(
         "ACTIVATION": activation if split == 1 else None, "UNIT": math.gcd(pitch, 4),
         "EVEN": cols % config.depth == 0, "ORDER": "columns" if size == 4 else order, "STAGES": config.stages,
     }  # fmt: skip
+
+
+# Not to be changed by who gets them: numbers of tokens come again, and each call would take microseconds.
+_constants = functools.lru_cache(1024)(product_constants)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import measure, models, ops
@@ -15,7 +16,7 @@ from .example import example_inputs
 from .fusion import FusedActivation, find_activation
 from .models.running import evaluating
 from .nn import Linear24
-from .ops.choice24 import MARGIN
+from .ops.cuda24.choice import MARGIN
 from .patterns import Pattern
 
 __all__ = ["LayerChoice", "SparsifyReport", "sparsify_"]
@@ -27,6 +28,9 @@ _PATTERN = Pattern.parse("2:4")
 # Rounds of each pair: at least nine, and for short calls as many as fill this time.
 _ROUNDS = 9
 _MIN_SECONDS = 0.15
+
+# Tokens whose results are compared with float64 before anything is timed.
+_COMPARED = 512
 
 # Only these forwards are known to be the plain product; a subclass may do anything.
 _DENSE = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
@@ -214,8 +218,8 @@ def _measured(
 
     if x.is_cuda and packed.backend != "torch":
         # A call is shorter than the host needs to make it, so it is the device's own time that counts.
-        return _on_device(packed, x, dense, name)
-    measure.check_close(name, packed(x), dense())
+        return _on_device(packed, x, lambda: _check(name, packed(x), dense(), layer, fused, x))
+    _check(name, packed(x), dense(), layer, fused, x)
     times = measure.compare(
         {"dense": dense, "sparse": lambda: packed(x)},
         device=x.device,
@@ -229,14 +233,28 @@ def _measured(
     return _Verdict(before.median, after.median, faster, _reason(faster))
 
 
-def _on_device(packed: Linear24, x: Tensor, dense: Callable[[], Tensor], name: str) -> _Verdict:
+def _check(
+    name: str, actual: Tensor, dense: Tensor, layer: nn.Linear, fused: FusedActivation | None, x: Tensor
+) -> None:
+    """Refuse a result further from float64 than its dtype, or twice the dense layer's error, explains.
+
+    The latter because a few outputs may be far larger than the mean, and so are their roundings.
+    """
+    rows = x.reshape(-1, x.shape[-1])[:_COMPARED].double()
+    exact = F.linear(rows, layer.weight.double(), None if layer.bias is None else layer.bias.double())
+    exact = fused.module(exact) if fused else exact
+    actual, dense = (y.reshape(-1, y.shape[-1])[:_COMPARED] for y in (actual, dense))
+    measure.check_close(name, actual, exact, dense)
+
+
+def _on_device(packed: Linear24, x: Tensor, check: Callable[[], None]) -> _Verdict:
     choice = ops.tune24(
         x.shape[:-1].numel(), packed.out_features, packed.in_features, x.dtype, packed.activation,
         bias=packed.bias is not None, device=x.device, backend=packed.backend,
     )  # fmt: skip
     if choice is None:
         return _Verdict(None, None, False, "no kernel here takes it")
-    measure.check_close(name, packed(x), dense())
+    check()
     kernel = f"{choice.backend} {choice.config}"
     return _Verdict(choice.dense, choice.seconds, choice.faster, _reason(choice.faster), kernel)
 

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
-from vlprune.ops import backend, chooser24, cuda24, extensions, forms24, gpu, measure24, reference
+from vlprune.ops import backend, extensions, gpu, reference
+from vlprune.ops.cuda24 import chooser, entry, forms, measure
 
 DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16}
 ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}
@@ -20,7 +21,7 @@ RUN = (
     "dtype", "activation", "workspace", "workspace_bytes", "sms", "stream",
 )  # fmt: skip
 LOCKS = 4096
-OPERANDS = measure24.Operands
+OPERANDS = measure.Operands
 
 
 def at(address, dtype, rows, columns, step):
@@ -126,12 +127,12 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
     monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path))
-    for name, form in forms24.all_forms().items():
-        monkeypatch.setitem(forms24.FORMS, name, form)
-    monkeypatch.setattr(cuda24, "_chosen", {})
-    chooser24._memory.cache_clear()
+    for name, form in forms.all_forms().items():
+        monkeypatch.setitem(forms.FORMS, name, form)
+    monkeypatch.setattr(entry, "_chosen", {})
+    chooser._memory.cache_clear()
     here = torch.device("cpu")
     monkeypatch.setattr(
-        measure24, "Operands", lambda problem, device, copies=2: OPERANDS(problem, here, copies)
+        measure, "Operands", lambda problem, device, copies=2: OPERANDS(problem, here, copies)
     )
     return {each.name: each for each in kernels}

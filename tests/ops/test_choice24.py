@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from vlprune.ops.choice24 import Choice, Memory, bucket, key, pick
-from vlprune.ops.default24 import default, steps
-from vlprune.ops.problem24 import Problem
+from vlprune.ops.cuda24.choice import Choice, Memory, bucket, key, pick
+from vlprune.ops.cuda24.default import default, steps
+from vlprune.ops.cuda24.problem import Problem
 
 A, B, C = ("sm90", "a"), ("sm90", "b"), ("triton", "c")
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from vlprune import ops
-from vlprune.ops import backend, chooser24, cuda24, extensions, forms24, gpu, measure24
-from vlprune.ops.problem24 import Problem
+from vlprune.ops import backend, extensions, gpu
+from vlprune.ops.cuda24 import chooser, entry, forms, measure
+from vlprune.ops.cuda24.problem import Problem
 
 from . import fake_cuda
 from .cases import native, normal, packed
@@ -29,7 +30,7 @@ def pretend_times(monkeypatch, **times):
         known = {name.replace("_", ", config ", 1).replace("_", " "): t for name, t in times.items()}
         return {name: known.get(name, 9.0) for name in candidates}
 
-    monkeypatch.setattr(measure24, "seconds_a_call", seconds_a_call)
+    monkeypatch.setattr(measure, "seconds_a_call", seconds_a_call)
     return timed
 
 
@@ -39,7 +40,7 @@ def kernels(monkeypatch, tmp_path):
 
 
 def check(x, values, meta, bias=None, activation=None, residual=None, asked="auto"):
-    got = cuda24.linear24(x, values, meta, bias, activation, asked, residual)
+    got = entry.linear24(x, values, meta, bias, activation, asked, residual)
     right = exact(x, values, meta, bias, activation)
     right = right if residual is None else right + residual.double()
     assert got.dtype is x.dtype
@@ -185,7 +186,7 @@ def test_nothing_that_is_right_leaves_the_reference(kernels, monkeypatch):
         pytest.warns(UserWarning, match="its result is wrong"),
         pytest.raises(RuntimeError, match='no config of backend "sm80" gives the right'),
     ):
-        cuda24.linear24(x, values, meta, backend="sm80")
+        entry.linear24(x, values, meta, backend="sm80")
 
 
 def test_a_captured_call_measures_nothing(kernels, monkeypatch):
@@ -196,9 +197,9 @@ def test_a_captured_call_measures_nothing(kernels, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"no form for the sm90 backend yet, .* call vlprune.ops.prepare24"
     ):
-        cuda24.linear24(x, values, meta)
+        entry.linear24(x, values, meta)
     monkeypatch.setattr(gpu, "capturing", lambda: False)
-    cuda24.prepare24_cuda(values, meta)
+    entry.prepare24_cuda(values, meta)
     assert [kernels[name].reordered for name in ("sm90", "sm80")] == [[(24, 48)]] * 2
     monkeypatch.setattr(gpu, "capturing", lambda: True)
     check(x, values, meta)
@@ -240,7 +241,7 @@ def test_a_backend_by_name(kernels, monkeypatch, wanted):
     with pytest.raises(
         ValueError, match=f'"{wanted}" was asked for, but {wanted} needs in_features divisible by 16'
     ):
-        cuda24.linear24(normal(5, 24, dtype=torch.bfloat16), narrow, places, backend=wanted)
+        entry.linear24(normal(5, 24, dtype=torch.bfloat16), narrow, places, backend=wanted)
 
 
 @pytest.mark.parametrize("override", ["torch", "cpu"])
@@ -259,15 +260,13 @@ def test_the_environment(kernels, monkeypatch, override):
 def test_what_no_kernel_takes_runs_by_the_reference(kernels, dtype, inputs):
     values, meta = packed(24, inputs, dtype)
     check(normal(5, inputs, dtype=dtype), values, meta)
-    cuda24.prepare24_cuda(values, meta)
+    entry.prepare24_cuda(values, meta)
     assert not kernels["sm90"].calls
     assert not kernels["sm90"].reordered
 
 
 def test_many_tokens_are_for_the_newest_kernels_alone(kernels):
-    names = [
-        list(chooser24.able_forms(Problem(t, 64, 64, torch.bfloat16), "auto", CPU)) for t in (1024, 1025)
-    ]
+    names = [list(chooser.able_forms(Problem(t, 64, 64, torch.bfloat16), "auto", CPU)) for t in (1024, 1025)]
     assert names == [["sm90", "sm80"], ["sm90"]]
 
 
@@ -322,13 +321,37 @@ def test_weights_are_made_once_and_never_stale(kernels, monkeypatch):
     check(x, values, meta)
     check(x, values, meta.clone())
     assert len(made) == count + 3
-    form = forms24.FORMS["sm90"]
+    form = forms.FORMS["sm90"]
     kept = len(form._weights)
     del other
     twin = copy.deepcopy(meta)
     check(x, values, twin)
     del twin
     assert len(form._weights) == kept
+
+
+def test_preparing_sees_what_pytorch_does_not_count(kernels, monkeypatch):
+    pretend_times(monkeypatch, sm90_64x32=1.0)
+    values, meta = packed(24, 48, torch.bfloat16)
+    x = normal(50, 48, dtype=torch.bfloat16)
+    entry.prepare24_cuda(values, meta)
+    check(x, values, meta)
+    made = kernels["sm90"].reordered
+    meta.data.copy_(packed(24, 48, torch.bfloat16, seed=7)[1])
+    before = len(made)
+    entry.prepare24_cuda(values, meta, anew=False)
+    assert len(made) == before
+    entry.prepare24_cuda(values, meta)
+    assert len(made) == before + 1
+    check(x, values, meta)
+
+
+def test_a_default_device_is_not_where_the_host_works(kernels, monkeypatch):
+    pretend_times(monkeypatch, sm90_64x32=1.0)
+    values, meta = packed(24, 48, torch.bfloat16)
+    with torch.device("meta"):
+        entry.prepare24_cuda(values, meta)
+    check(normal(50, 48, dtype=torch.bfloat16), values, meta)
 
 
 @pytest.mark.parametrize("name", ["sm90", "sm80"])
@@ -338,7 +361,7 @@ def test_the_native_order_has_the_same_indices(monkeypatch, name):
     monkeypatch.setattr(gpu, "capturing", lambda: False)
     # A multiple of every block, so that nothing is padded.
     _, meta = packed(256, 512)
-    order = forms24.FORMS[name].weight(packed(256, 512)[0], meta)
+    order = forms.FORMS[name].weight(packed(256, 512)[0], meta)
     assert order.dtype is torch.uint8
     for half in (order & 15, order >> 4):
         assert set(half.tolist()) <= {4, 8, 12, 9, 13, 14}
@@ -361,11 +384,59 @@ def test_too_little_memory_to_measure(kernels, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(chooser24, "measured", fail)
+    timed = pretend_times(monkeypatch, sm80_128x128=1.0)
     values, meta = packed(24, 48, torch.bfloat16)
-    with pytest.warns(UserWarning, match="too little memory to measure in, chosen by counting"):
+    x = normal(50, 48, dtype=torch.bfloat16)
+    with monkeypatch.context() as full:
+        # In the middle: it is no fault of the config whose turn it is.
+        full.setattr(measure, "trusted", fail)
+        with pytest.warns(UserWarning, match="too little memory to measure in, chosen by counting") as warned:
+            check(x, values, meta)
+    assert len(warned) == 1
+    assert len(kernels["sm90"].calls) == 1
+    # Not tried again by itself, and nothing was remembered.
+    check(x, values, meta)
+    assert (timed, len(kernels["sm90"].calls)) == ([], 2)
+    monkeypatch.setattr(gpu, "why_none", lambda device: None)
+    assert ops.tune24(50, 24, 48, bias=False).backend == "sm80"
+    check(x, values, meta)
+    assert kernels["sm80"].calls[-1].x == x.data_ptr()
+
+
+def test_any_error_of_a_config_is_its_own(kernels, monkeypatch):
+    class CompilationError(Exception):
+        """Such as Triton's, which are no RuntimeError."""
+
+    real, failed = measure.trusted, []
+
+    def trusted(operands, run):
+        if not failed:
+            failed.append(1)
+            raise CompilationError
+        return real(operands, run)
+
+    pretend_times(monkeypatch, sm90_64x32=1.0)
+    monkeypatch.setattr(measure, "trusted", trusted)
+    values, meta = packed(24, 48, torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"sm90, config 128x128 is not used .*: CompilationError$"):
         check(normal(50, 48, dtype=torch.bfloat16), values, meta)
-    assert kernels["sm90"].calls
+    assert kernels["sm90"].calls[-1].config == 1
+
+
+BAD = {
+    "tokens": ((0, 24, 48), {}, "expected tokens of at least 1, got 0"),
+    "outputs": ((5, 0, 48), {}, "expected out_features of at least 1, got 0"),
+    "inputs": ((5, 24, 50), {}, "expected in_features divisible by 4, got 50"),
+    "activation": ((5, 24, 48), {"activation": "relu"}, "expected activation None, .*got 'relu'"),
+    "backend": ((5, 24, 48), {"backend": "sm100"}, "backend: expected one of auto, .*got 'sm100'"),
+    "device": ((5, 24, 48), {"device": "cpu"}, "expected a CUDA device, got cpu"),
+}
+
+
+@pytest.mark.parametrize(("sizes", "more", "message"), BAD.values(), ids=BAD)
+def test_what_cannot_be_tuned_is_refused(kernels, sizes, more, message):
+    with pytest.raises(ValueError, match=message):
+        ops.tune24(*sizes, **more)
 
 
 def test_an_error_of_the_chosen_kernel_is_told(kernels, monkeypatch):
@@ -384,7 +455,7 @@ def test_tune_tells_what_was_measured(kernels, monkeypatch):
     timed = pretend_times(monkeypatch, dense=4.0, sm90_64x32=1.0)
     monkeypatch.setattr(gpu, "why_none", lambda device: None)
     monkeypatch.setattr(
-        chooser24, "why_not_form", lambda name, dtype, device: None if name == "sm90" else "not here"
+        chooser, "why_not_form", lambda name, dtype, device: None if name == "sm90" else "not here"
     )
     choice = ops.tune24(50, 24, 48, activation="gelu")
     assert (choice.backend, choice.config, choice.seconds, choice.dense, choice.faster) == (

@@ -5,9 +5,10 @@ import torch
 
 from vlprune import ops
 from vlprune.nn import Linear24
-from vlprune.ops import backend, forms24, measure24
-from vlprune.ops.chooser24 import able_forms
-from vlprune.ops.problem24 import Problem
+from vlprune.ops import backend
+from vlprune.ops.cuda24 import forms, measure
+from vlprune.ops.cuda24.chooser import able_forms
+from vlprune.ops.cuda24.problem import Problem
 
 from .test_linear24 import ACTIVATIONS
 
@@ -41,7 +42,7 @@ def skip_where_it_cannot(name, problem):
 def test_every_config(name, dtype, shape):
     problem = Problem(1, *shape, dtype)
     skip_where_it_cannot(name, problem)
-    form, run = forms24.FORMS[name], []
+    form, run = forms.FORMS[name], []
     # Triton's are compiled for each number of tokens; tests/kernels goes through more of them.
     jitted = name == "triton"
     if jitted and shape not in SHAPES[1:4:2]:
@@ -49,11 +50,11 @@ def test_every_config(name, dtype, shape):
     for tokens in (1, 50, 257) if jitted else TOKENS:
         ends = (None, False, False) if tokens % 2 else ("gelu", True, True)
         problem = Problem(tokens, *shape, dtype, *ends)
-        operands = measure24.Operands(problem, CUDA, 1)
+        operands = measure.Operands(problem, CUDA, 1)
         weight = operands.weights(form)[0]
         for config in form.able(problem)[: 2 if jitted else None]:
             # Within twice the dense product's error of float64, in memory that held NaN.
-            right = measure24.trusted(operands, lambda y, c=config: operands.run(form, c, weight, y=y))  # noqa: B023
+            right = measure.trusted(operands, lambda y, c=config: operands.run(form, c, weight, y=y))  # noqa: B023
             assert right, (config, tokens)
             run.append(config)
     assert run
@@ -73,19 +74,19 @@ def test_strides_and_surroundings(name, activation):
     problem = Problem(77, 136, 192, torch.bfloat16, activation, True, True)
     if name != "auto":
         skip_where_it_cannot(name, problem)
-    values, meta = measure24.random_packed(136, 192, torch.bfloat16, CUDA)
+    values, meta = measure.random_packed(136, 192, torch.bfloat16, CUDA)
     x, residual, bias = surrounded(77, 192), surrounded(77, 136), surrounded(1, 136)[0]
     got = ops.linear24(x, values, meta, bias, activation, backend=name, residual=residual)
     double = [t.double() for t in (x, values, bias, residual)]
     right = ops.linear24(double[0], double[1], meta, double[2], activation, residual=double[3])
     peer = ops.linear24(x, values, meta, bias, activation, backend="torch", residual=residual)
     slack = torch.finfo(torch.bfloat16).eps
-    assert measure24.error_of(got, right) <= 2 * measure24.error_of(peer, right) + slack
+    assert measure.error_of(got, right) <= 2 * measure.error_of(peer, right) + slack
 
 
 def layer_of(out=256, inputs=192, dtype=torch.bfloat16, name="auto", activation="gelu"):
     layer = torch.nn.Linear(inputs, out, device=CUDA, dtype=dtype)
-    values, meta = measure24.random_packed(out, inputs, dtype, CUDA)
+    values, meta = measure.random_packed(out, inputs, dtype, CUDA)
     layer.weight.data = ops.unpack24(values, meta)
     return layer, Linear24.from_linear(layer, activation, backend=name)
 
@@ -108,7 +109,7 @@ def test_in_a_graph(name):
         y.fill_(float("nan"))
         graph.replay()
         right = ops.linear24(x, layer.values, layer.meta, layer.bias, "gelu", backend="torch")
-        assert measure24.error_of(y, right) < 6e-2  # roundings of bfloat16, as vlprune.measure allows
+        assert measure.error_of(y, right) < 6e-2  # roundings of bfloat16, as vlprune.measure allows
         with torch.no_grad():
             layer.values.mul_(-1)  # read where they are
         if name == "cusparselt":
@@ -158,7 +159,7 @@ def test_gradients(activation):
         grads[name] = torch.autograd.grad(y, leaves, slope.to(dtype))
     slack = torch.finfo(torch.bfloat16).eps
     for mine, peer, right in zip(grads["auto"], grads["torch"], grads["right"], strict=True):
-        assert measure24.error_of(mine, right) <= 2 * measure24.error_of(peer, right) + slack
+        assert measure.error_of(mine, right) <= 2 * measure.error_of(peer, right) + slack
 
 
 def test_training_in_place_is_seen():
@@ -172,12 +173,12 @@ def test_training_in_place_is_seen():
         optimizer.zero_grad()
         right = ops.linear24(x, layer.values, layer.meta, layer.bias, backend="torch")
         assert not torch.equal(layer(x), before)
-        assert measure24.error_of(layer(x), right) < 6e-2
+        assert measure.error_of(layer(x), right) < 6e-2
     # Other places: meta is another tensor's, or changed where it is.
-    values, meta = measure24.random_packed(256, 192, torch.bfloat16, CUDA)
+    values, meta = measure.random_packed(256, 192, torch.bfloat16, CUDA)
     layer.load_state_dict({**layer.state_dict(), "values": values, "meta": meta})
     right = ops.linear24(x, values, meta, layer.bias, backend="torch")
-    assert measure24.error_of(layer(x), right) < 6e-2
+    assert measure.error_of(layer(x), right) < 6e-2
 
 
 def test_on_another_stream():
@@ -200,7 +201,7 @@ def test_on_another_stream():
 def test_opcheck(name):
     if name != "auto":
         skip_where_it_cannot(name, Problem(10, 64, 64, torch.bfloat16))
-    values, meta = measure24.random_packed(64, 64, torch.bfloat16, CUDA)
+    values, meta = measure.random_packed(64, 64, torch.bfloat16, CUDA)
     x = torch.randn(2, 5, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
     bias, residual = torch.randn(64, device=CUDA).bfloat16(), torch.randn(2, 5, 64, device=CUDA).bfloat16()
     values.requires_grad_()
@@ -227,4 +228,4 @@ def test_second_device():
     assert torch.cuda.current_device() == 0
     with torch.no_grad():
         right = ops.linear24(x, layer.values, layer.meta, layer.bias, "gelu", backend="torch")
-        assert measure24.error_of(layer(x), right) < 6e-2
+        assert measure.error_of(layer(x), right) < 6e-2

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from vlprune.ops import backend, cuda24, extensions, few24, gpu, measure24, reference
-from vlprune.ops.problem24 import Problem
+from vlprune.ops import backend, extensions, gpu, reference
+from vlprune.ops.cuda24 import entry, measure
+from vlprune.ops.cuda24 import few as few_tokens
+from vlprune.ops.cuda24.problem import Problem
 
 from . import fake_cuda
 from .cases import normal, packed
@@ -53,11 +55,11 @@ def few(alone, monkeypatch):
         calls.append((x, values, meta, config))
 
     module = SimpleNamespace(configs=lambda *sizes: CONFIGS, linear24_few=linear24_few)
-    monkeypatch.setattr(few24, "_kernels", lambda: module)
+    monkeypatch.setattr(few_tokens, "_kernels", lambda: module)
     monkeypatch.setattr(backend, "_why_not_triton", lambda op, device: None)
-    few24._by_name.cache_clear()
+    few_tokens._by_name.cache_clear()
     yield calls
-    few24._by_name.cache_clear()
+    few_tokens._by_name.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -72,7 +74,7 @@ def test_few_tokens(few, monkeypatch, dtype, activation):
         assert config == CONFIGS[2]
         assert (kept is values, places is meta) == (True, True)
         assert (handed.data_ptr() == x.data_ptr()) == x.is_contiguous()
-    assert [len(names) for names in timed] == [1 + few24._TRIED]
+    assert [len(names) for names in timed] == [1 + few_tokens._TRIED]
 
 
 def test_few_is_one_of_several(few, monkeypatch, tmp_path):
@@ -156,6 +158,32 @@ def test_cusparselt_is_not_searched_in_float16_on_hopper(library, monkeypatch):
     assert {call[0] for call in library} == {0}
 
 
+def test_cusparselt_is_started_in_no_other_thread(library, monkeypatch):
+    inside = []
+
+    def lasting(make, device):
+        inside.append(1)
+        made = make()
+        inside.pop()
+        return made
+
+    monkeypatch.setattr(gpu, "lasting", lasting)
+    monkeypatch.setattr(torch, "_cslt_compress", lambda weight: [weight.clone()][len(inside)])
+    pretend_times(monkeypatch)
+    values, meta = packed(32, 48, torch.bfloat16)
+    check(normal(8, 48, dtype=torch.bfloat16), values, meta)
+
+
+def test_float32_by_tensor_cores_is_another_measurement(few, monkeypatch):
+    timed = pretend_times(monkeypatch)
+    values, meta = packed(24, 44)
+    for precision in ("ieee", "tf32", "ieee", "tf32"):
+        monkeypatch.setattr(entry, "_chosen", {})
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=precision))
+        check(normal(7, 44), values, meta)
+    assert len(timed) == 2
+
+
 def test_cusparselt_makes_its_weight_anew_when_values_change(library, monkeypatch):
     pretend_times(monkeypatch)
     values, meta = packed(32, 48, torch.bfloat16)
@@ -167,41 +195,46 @@ def test_cusparselt_makes_its_weight_anew_when_values_change(library, monkeypatc
     check(x, values, meta)
     monkeypatch.setattr(gpu, "capturing", lambda: True)
     check(x, values, meta)
+    monkeypatch.setattr(gpu, "capturing", lambda: False)
+    values.data.mul_(3)  # which PyTorch does not count
+    entry.prepare24_cuda(values, meta)
+    monkeypatch.setattr(gpu, "capturing", lambda: True)
+    check(x, values, meta)
     values.mul_(2)
     with pytest.raises(RuntimeError, match="no form for the cusparselt backend yet"):
-        cuda24.linear24(x, values, meta)
+        entry.linear24(x, values, meta)
 
 
 def test_random_weights_are_packed():
     for inputs in (4, 12, 64):
-        values, meta = measure24.random_packed(40, inputs, torch.bfloat16, "cpu")
+        values, meta = measure.random_packed(40, inputs, torch.bfloat16, "cpu")
         dense = reference.unpack24(values, meta)
         assert torch.equal(torch.stack(reference.pack24(dense)[1:]), meta[None])
         assert (dense.view(40, -1, 4) != 0).sum(-1).eq(2).all()
 
 
 def test_trust():
-    operands = measure24.Operands(
+    operands = measure.Operands(
         Problem(700, 24, 48, torch.bfloat16, "gelu", True, True), torch.device("cpu"), 1
     )
     right = operands.product(operands.x[0], operands.dense[0])
-    assert measure24.trusted(operands, lambda y: right)
-    assert measure24.trusted(operands, lambda y: y.copy_(right))
+    assert measure.trusted(operands, lambda y: right)
+    assert measure.trusted(operands, lambda y: y.copy_(right))
     exact = operands.product(operands.x[0].double(), operands.dense[0].double())
-    assert measure24.trusted(operands, lambda y: exact.bfloat16())
+    assert measure.trusted(operands, lambda y: exact.bfloat16())
     for place in ((0, 0), (699, 23), (350, 7)):
         for wrong in (float("nan"), float("inf")):
             result = right.clone()
             result[place] = wrong
-            assert not measure24.trusted(operands, lambda y, result=result: result)
+            assert not measure.trusted(operands, lambda y, result=result: result)
     # 512 of the 700 tokens are compared, the first and the last among them.
     for token in (0, 699):
         result = right.clone()
         result[token, 3] += 0.1
-        assert not measure24.trusted(operands, lambda y, result=result: result)
-    assert not measure24.trusted(operands, lambda y: y)
-    assert not measure24.trusted(operands, lambda y: right[:-1])
-    assert not measure24.trusted(operands, lambda y: right + 0.1)
+        assert not measure.trusted(operands, lambda y, result=result: result)
+    assert not measure.trusted(operands, lambda y: y)
+    assert not measure.trusted(operands, lambda y: right[:-1])
+    assert not measure.trusted(operands, lambda y: right + 0.1)
 
 
 def test_a_time_is_the_devices_a_call(monkeypatch):
@@ -227,9 +260,25 @@ def test_a_time_is_the_devices_a_call(monkeypatch):
 
         return run
 
+    host = iter([t for took in (1e-5, 1.0) * 5 for t in (0.0, took)])
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append(cycles))
-    times = measure24.seconds_a_call({"a": [call("a", 1), call("a", 3)], "b": [call("b", 5)]}, rounds=3)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(host))
+    times = measure.seconds_a_call({"a": [call("a", 1), call("a", 3)], "b": [call("b", 5)]}, rounds=3)
+    monkeypatch.undo()
     assert times == {"a": 2e-3, "b": 5e-3}
-    # Two rounds before the three; the device waits for as many calls as come.
-    assert log == [2 * measure24._CYCLES_A_CALL, "a", "a", measure24._CYCLES_A_CALL, "b"] * 5
+    # Two rounds before the three. The device waits for twice what the host took before, 10 us at 2 GHz, and
+    # at most for a fixed time a call.
+    most = measure._CYCLES_A_CALL
+    assert log == [2 * most, "a", "a", most, "b"] + [40_000, "a", "a", most, "b"] * 4
+
+
+@pytest.mark.parametrize(("out", "inputs", "copies"), [(64, 64, 128), (512, 1024, 2), (2048, 1024, 1)])
+def test_copies_leave_the_cache(monkeypatch, out, inputs, copies):
+    about = SimpleNamespace(L2_cache_size=2**19)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    operands = measure.Operands(Problem(8, out, inputs, torch.bfloat16), torch.device("cpu"))
+    assert operands.copies == len(operands.x) == len(operands.values) == len(operands.dense) == copies
+    assert len({t.data_ptr() for t in operands.dense}) == copies
+    read = sum(t.nbytes for t in (*operands.x, *operands.values)) + copies * operands.meta.nbytes
+    assert read >= 2**20 or copies == 128

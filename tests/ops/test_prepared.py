@@ -148,11 +148,19 @@ def test_sampled_words_lie_in_every_part_of_the_weight():
             torch.testing.assert_close(layer(x).detach(), fresh(layer, x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_default_device_is_not_where_weights_are_prepared():
+    layer = Layer()
+    with torch.device("meta"):
+        ops.prepare24(layer.values, layer.meta)
+    check(layer)
+
+
 def test_prepared_once(monkeypatch):
     layer, x, made = Layer(), normal(2, 32), []
     real = prepared.Prepared
     monkeypatch.setattr(prepared, "Prepared", lambda *weights: made.append(1) or real(*weights))
     ops.prepare24(layer.values, layer.meta)
+    ops.prepare24(layer.values, layer.meta, anew=False)
     layer(x).sum().backward()
     with torch.no_grad():
         layer(x)

@@ -134,7 +134,7 @@ class Linear24(nn.Module):
     def _prepare(self) -> None:
         # On the CPU the first call does it; fake tensors and the like have no memory to read.
         if self.values.is_cuda and type(self.values) is nn.Parameter and type(self.meta) is Tensor:
-            ops.prepare24(self.values, self.meta, self.backend)
+            ops.prepare24(self.values, self.meta, self.backend, anew=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in_features] to [..., out_features].

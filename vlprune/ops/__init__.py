@@ -4,10 +4,10 @@ One schema and one plain PyTorch definition an operator; faster forms are chosen
 """
 
 from .backend import backends, check_backend, why_not
-from .cuda24 import tune24
+from .codes import check_activation
+from .cuda24.entry import tune24
 from .functional import (
     FLOAT_DTYPES,
-    check_activation,
     column_sumsq,
     head_attention,
     linear24,

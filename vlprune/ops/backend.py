@@ -11,7 +11,9 @@ import shutil
 import torch
 
 from ..kernels.limits import max_unit
-from . import forms24, gpu
+from . import gpu
+from .cuda24.forms import FORMS
+from .cuda24.problem import Problem
 from .extensions import MISSING, NATIVE
 
 __all__ = [
@@ -52,7 +54,7 @@ _TRITON_DTYPES = {
     **dict.fromkeys(
         ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "head_attention"), _STORED
     ),
-    "linear24": forms24.FORMS["triton"].dtypes,
+    "linear24": FORMS["triton"].dtypes,
 }
 # The sums of a head's results, and of its gradients, stay in registers; float32, without tensor cores, takes
 # those of the operands as well.
@@ -117,12 +119,12 @@ def why_not(
     where = None if device is None else torch.device(device)
     if backend == "cpu":
         return _why_not_cpu(op, dtype, where)
-    if backend in forms24.FORMS and op == "linear24":
+    if backend in FORMS and op == "linear24":
         reason = why_not_form(backend, dtype, where)
         if reason or tokens is None or in_features is None or out_features is None:
             return reason
-        problem = forms24.Problem(tokens, out_features, in_features, dtype or torch.bfloat16)
-        return forms24.FORMS[backend].why_not(problem)
+        problem = Problem(tokens, out_features, in_features, dtype or torch.bfloat16)
+        return FORMS[backend].why_not(problem)
     if backend != "triton":
         return f"{op} has no form on the {backend} backend"
     return _why_not_triton(op, where) or _why_not_kernel(op, dtype, in_features or 0, head_dim=head_dim or 0)
@@ -143,8 +145,8 @@ def why_not_form(backend: str, dtype: torch.dtype | None, device: torch.device |
     if backend == "triton":
         reason = _why_not_triton("linear24", device)
     else:
-        reason = _why_not_cuda(backend, device) or forms24.FORMS[backend].why_not_here(gpu.index_of(device))
-    return reason or _why_not_dtype(backend, "linear24", dtype, forms24.FORMS[backend].dtypes)
+        reason = _why_not_cuda(backend, device) or FORMS[backend].why_not_here(gpu.index_of(device))
+    return reason or _why_not_dtype(backend, "linear24", dtype, FORMS[backend].dtypes)
 
 
 def _why_not_cuda(backend: str, device: torch.device | None) -> str | None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from ..patterns import Pattern
 from . import library  # noqa: F401  (defines torch.ops.vlprune)
 from .backend import check_backend
+from .codes import check_activation
 
 __all__ = [
     "FLOAT_DTYPES",
-    "check_activation",
     "column_sumsq",
     "head_attention",
     "linear24",
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ACTIVATIONS = (None, "gelu", "quick_gelu")
 _SCOPES = ("row", "layer")
 
 # Looked up once: `torch.ops` resolves a name at each access.
@@ -307,12 +306,6 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
             f"multiple of 3*num_heads, got {num_heads}"
         )
     return _head_attention(qkv, num_heads, causal, scale)
-
-
-def check_activation(op: str, activation: str | None) -> None:
-    """Refuse an activation other than None, "gelu" and "quick_gelu"."""
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f'{op}: expected activation None, "gelu" or "quick_gelu", got {activation!r}')
 
 
 def _name(tensor: Tensor) -> str:

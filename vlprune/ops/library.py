@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.packed import empty_packed
-from . import autograd, cuda24, native, reference, triton_ops
+from . import autograd, native, reference, triton_ops
+from .cuda24 import entry
 
 __all__ = ["LIBRARY"]
 
@@ -169,7 +170,7 @@ _register(
 _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda=triton_ops.wanda_pack24_many)
 _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
-_register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, cuda24.linear24)
+_register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
 # Made of differentiable, traceable operators only, so that its gradient and its fake are theirs: PyTorch's
 # own, or on a CUDA device the two below, which have no other form.
 LIBRARY.impl("head_attention", _head_attention, "CompositeImplicitAutograd")

@@ -12,9 +12,9 @@ from ..kernels.packed import empty_packed
 from . import reference
 from ._threads import thread_count
 from .backend import runs_natively
+from .codes import ACTIVATION_CODE, DTYPE_CODE
 from .extensions import extension
 from .prepared import best_isa, prepared24
-from .problem24 import ACTIVATION_CODE, DTYPE_CODE
 
 __all__ = ["column_sumsq", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
 

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cuda24
 from .backend import runs_natively
+from .codes import DTYPE_CODE
+from .cuda24.entry import prepare24_cuda
 from .extensions import extension
-from .problem24 import DTYPE_CODE
 from .seen import Seen
 
 __all__ = ["Prepared", "best_isa", "prepare24", "prepared24"]
@@ -85,7 +85,8 @@ class Prepared:
         rows, half = values.shape
         dtype = DTYPE_CODE[values.dtype]
         size = extension().linear24_prepared_bytes(dtype, rows, 2 * half, best_isa())
-        self._buffer = torch.empty(size + _ALIGNMENT - 1, dtype=torch.uint8)
+        # Said, since PyTorch may have been told another device for tensors that name none.
+        self._buffer = torch.empty(size + _ALIGNMENT - 1, dtype=torch.uint8, device="cpu")
         self.pointer = -(-self._buffer.data_ptr() // _ALIGNMENT) * _ALIGNMENT
         source, source_meta = values.detach().contiguous(), meta.contiguous()
         extension().linear24_prepare(
@@ -113,7 +114,7 @@ def prepared24(values: Tensor, meta: Tensor) -> Prepared:
     return _prepare(values, meta)
 
 
-def prepare24(values: Tensor, meta: Tensor, backend: str = "auto") -> None:
+def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool = True) -> None:
     """Make the form of a packed weight that `linear24` computes with now, instead of at its first call.
 
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
@@ -126,13 +127,17 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto") -> None:
         values: [out, in/2] as of `pack24`.
         meta: [out, ceil(in/8)] as of `pack24`.
         backend: that `linear24` will be called with.
+        anew: whether also where there is one that seems to be of these tensors as they are.
 
     """
     if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16, torch.float32):
-        cuda24.prepare24_cuda(values, meta, backend)
+        prepare24_cuda(values, meta, backend, anew)
     here = values.device.type == "cpu" and backend in ("auto", "cpu")
     if here and runs_natively("linear24", values.dtype, backend):
-        _prepare(values, meta)
+        if anew:
+            _prepare(values, meta)
+        else:
+            prepared24(values, meta)
 
 
 def _prepare(values: Tensor, meta: Tensor) -> Prepared:

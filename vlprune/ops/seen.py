@@ -57,7 +57,11 @@ class Kept(Generic[T]):
         if entry is None:
             return None
         seen, made = entry
-        return made if all(was.is_still(now) for was, now in zip(seen, tensors, strict=True)) else None
+        # Spelled out: a generator would take as long as what it goes through.
+        for was, now in zip(seen, tensors, strict=True):
+            if not was.is_still(now):
+                return None
+        return made
 
     def keep(self, made: T, *tensors: Tensor) -> None:
         """Remember what was made of these tensors, in place of what was before."""

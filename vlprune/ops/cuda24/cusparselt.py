@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import gpu, reference
-from .problem24 import Problem, aligned, refuse_capture
-from .seen import Kept
+from .. import gpu, reference
+from ..seen import Kept
+from .problem import Problem, aligned, refuse_capture
 
 __all__ = ["CuSparseLt"]
 
@@ -64,13 +64,14 @@ class CuSparseLt:
         found = torch._cslt_sparse_mm_search(weight, _padded(x).t(), bias=bias, transpose_result=True)
         return [_named(number) for number in sorted({0, int(found)})]
 
-    def weight(self, values: Tensor, meta: Tensor) -> Tensor:
+    def weight(self, values: Tensor, meta: Tensor, anew: bool = False) -> Tensor:
         """The compressed weight."""
-        found = self._weights.find(values, meta)
+        found = None if anew else self._weights.find(values, meta)
         if found is None:
             refuse_capture(self.name)
-            dense = reference.unpack24(values.detach(), meta)
-            found = gpu.lasting(lambda: torch._cslt_compress(dense), values.device)
+            made = torch._cslt_compress(reference.unpack24(values.detach(), meta))
+            # Copied there, not made: in each thread the library would be started anew, and never ended.
+            found = gpu.lasting(made.clone, values.device)
             gpu.wait(values.device)
             self._weights.keep(found, values, meta)
         return found

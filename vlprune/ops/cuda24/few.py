@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu
-from .problem24 import Problem
+from .. import gpu
+from .problem import Problem
 
 __all__ = ["Few"]
 
@@ -54,7 +54,7 @@ class Few:
         """Few: each is compiled before it can be measured, which takes seconds."""
         return self.able(problem)
 
-    def weight(self, values: Tensor, meta: Tensor) -> Tensor:
+    def weight(self, values: Tensor, meta: Tensor, anew: bool = False) -> Tensor:
         """The metadata as it is stored."""
         return meta
 

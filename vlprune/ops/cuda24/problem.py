@@ -9,13 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import gpu
+from .. import gpu
 
-__all__ = ["ACTIVATION_CODE", "DTYPE_CODE", "Form", "Problem", "aligned", "aligned_rows", "refuse_capture"]
-
-# As csrc/codes.h numbers them.
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATION_CODE = {None: 0, "gelu": 1, "quick_gelu": 2}
+__all__ = ["Form", "Problem", "aligned", "aligned_rows", "refuse_capture"]
 
 # What bulk copies and vector loads want of an address, and of the distance from row to row: bytes.
 _ALIGNMENT = 16
@@ -57,8 +53,13 @@ class Form(Protocol):
     ) -> Sequence[str]:
         """Names of the configs worth measuring; may try some on the tensors given."""
 
-    def weight(self, values: Tensor, meta: Tensor) -> Tensor:
+    def weight(self, values: Tensor, meta: Tensor, anew: bool = False) -> Tensor:
         """What it reads beside `values`: made at the first call, then kept as long as these stay as they are.
+
+        Args:
+            values: of the packed weight.
+            meta: of the same.
+            anew: make it even if these seem to be as they were, since not every write to them is counted.
 
         Raises:
             RuntimeError: it would have to be made while a CUDA graph is captured.

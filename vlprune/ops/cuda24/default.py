@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .problem24 import Problem
+from .problem import Problem
 
 __all__ = ["default", "steps"]
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import extensions, gpu
-from .problem24 import ACTIVATION_CODE, DTYPE_CODE, Problem, aligned, aligned_rows, refuse_capture
-from .seen import Kept
+from .. import extensions, gpu
+from ..codes import ACTIVATION_CODE, DTYPE_CODE
+from ..seen import Kept
+from .problem import Problem, aligned, aligned_rows, refuse_capture
 
 __all__ = ["Compiled"]
 
-# zeroed_workspace of csrc/cuda/linear24.h: locks lie at the start of a workspace for sm80, at its end for sm90.
+# zeroed_workspace of csrc/cuda/linear24.h: locks lie at the start of a workspace, for sm90 at its end.
 _LOCKS = 4096 + 128
 
 
@@ -82,9 +83,9 @@ class Compiled:
         """Tile and stages of each config, by its name: see ConfigInfo in csrc/cuda/linear24.h."""
         return {info["name"]: info for info in self._function("configs")()}
 
-    def weight(self, values: Tensor, meta: Tensor) -> Tensor:
+    def weight(self, values: Tensor, meta: Tensor, anew: bool = False) -> Tensor:
         """The metadata in the kernels' order, a flat uint8 tensor; values may change under it."""
-        found = self._weights.find(meta)
+        found = None if anew else self._weights.find(meta)
         if found is None:
             refuse_capture(self.name)
             found = self._reordered(meta, values.shape[1] * 2)
@@ -112,9 +113,10 @@ class Compiled:
         residual, ldr = (None, 0) if residual is None else aligned_rows(residual)
         y = x.new_empty(tokens, out) if y is None else y
         stream = gpu.stream_of(index)
-        size = self._function("workspace")(number, tokens, out, inputs, dtype)
+        # Of two steps across the module's border one is spared where nothing is shared out.
+        size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
         workspace = self._workspace(size, x.device, stream) if size else None
-        code = self._function("run")(
+        code = self._run(
             number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
             _address(residual), ldr, y.data_ptr(), y.stride(0), tokens, out, inputs, dtype,
             ACTIVATION_CODE[activation], _address(workspace), 0 if workspace is None else len(workspace),
@@ -131,6 +133,18 @@ class Compiled:
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.infos())}
 
+    @functools.cached_property
+    def _splitting(self) -> frozenset[str]:
+        return frozenset(name for name, info in self.infos().items() if info["split"] != 1)
+
+    @functools.cached_property
+    def _bytes_for(self) -> Any:
+        return self._function("workspace")
+
+    @functools.cached_property
+    def _run(self) -> Any:
+        return self._function("run")
+
     def _function(self, what: str) -> Any:
         return getattr(_module(), f"{self.name}_{what}")
 
@@ -144,7 +158,9 @@ class Compiled:
     def _reordered(self, meta: Tensor, inputs: int) -> Tensor:
         host, out = meta.cpu().contiguous(), meta.shape[0]
         native = extensions.extension()
-        order = torch.empty(getattr(native, f"{self.name}_meta_bytes")(out, inputs), dtype=torch.uint8)
+        size = getattr(native, f"{self.name}_meta_bytes")(out, inputs)
+        # Said, since PyTorch may have been told another device for tensors that name none.
+        order = torch.empty(size, dtype=torch.uint8, device="cpu")
         getattr(native, f"{self.name}_reorder_meta")(host.data_ptr(), out, inputs, order.data_ptr())
         there = gpu.lasting(lambda: order.to(meta.device), meta.device)
         gpu.wait(meta.device)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .compiled24 import Compiled
-from .cusparselt24 import CuSparseLt
-from .few24 import Few
-from .problem24 import Form, Problem
+from .compiled import Compiled
+from .cusparselt import CuSparseLt
+from .few import Few
+from .problem import Form, Problem
 
 __all__ = ["FORMS", "Form", "Problem", "all_forms"]
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from .. import _version
-from . import extensions, gpu
-from .backend import asked, why_not, why_not_form
-from .choice24 import Choice, Memory, key
-from .compiled24 import Compiled
-from .default24 import default
-from .forms24 import FORMS
-from .measure24 import measured
-from .problem24 import Form, Problem
+from ... import _version
+from .. import extensions, gpu
+from ..backend import asked, why_not, why_not_form
+from .choice import Choice, Memory, key
+from .compiled import Compiled
+from .default import default
+from .forms import FORMS
+from .measure import measured
+from .problem import Form, Problem
 
 __all__ = ["able_forms", "choice_of", "form_for"]
 
@@ -79,7 +79,7 @@ def choice_of(problem: Problem, backend: str, device: torch.device) -> Choice | 
     if not forms:
         return None
     index = gpu.index_of(device)
-    name = key(problem, _wanted(backend))
+    name = _key(problem, backend)
     with _lock:
         known = _known(_memory(index).find(name), forms, problem)
         if known is not None:
@@ -99,16 +99,21 @@ def form_for(problem: Problem, backend: str, device: torch.device) -> tuple[Form
     While a CUDA graph is captured nothing is measured: what is not remembered is chosen by counting, for
     this call alone.
     """
-    forms = able_forms(problem, backend, device)
+    forms, stays = able_forms(problem, backend, device), False
     if not forms:
         return None, "", True
     index = gpu.index_of(device)
-    choice = _known(_memory(index).find(key(problem, _wanted(backend))), forms, problem)
+    choice = _known(_memory(index).find(_key(problem, backend)), forms, problem)
     if choice is None and _may_measure():
         try:
             choice = choice_of(problem, backend, device)
         except torch.OutOfMemoryError:
-            warnings.warn("linear24: too little memory to measure in, chosen by counting", stacklevel=2)
+            warnings.warn(
+                "linear24: too little memory to measure in, chosen by counting; vlprune.ops.tune24 measures",
+                stacklevel=2,
+            )
+            # Not tried again at each call: that would make the allocator give back all it holds.
+            stays = True
         else:
             if choice is None:
                 return None, "", True
@@ -116,7 +121,14 @@ def form_for(problem: Problem, backend: str, device: torch.device) -> tuple[Form
         return FORMS[choice.backend], choice.config, True
     tiles = {name: _tiles(form, problem) for name, form in forms.items()}
     name, config = default(problem, tiles, gpu.multiprocessors(index))
-    return FORMS[name], config, False
+    return FORMS[name], config, stays
+
+
+def _key(problem: Problem, backend: str) -> str:
+    name = key(problem, _wanted(backend))
+    # PyTorch may be told to take float32's dense products by tensor cores, which are much faster.
+    exact = problem.dtype is not torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32"
+    return name if exact else f"{name} tf32"
 
 
 def _wanted(backend: str) -> str:

@@ -1,13 +1,14 @@
 """Times `linear24`'s forms against the dense product on this GPU, after their results have been compared.
 
-Weights and inputs rotate over more memory than the level-2 cache holds, and the device is kept busy until
-the host has queued all calls, so that a time is the device's alone. Numbers are random normal: zeros would
-cost a GPU less power, and so clock higher.
+Weights and inputs rotate over more memory than the level-2 cache holds, if they are not too small for that,
+and the device is kept busy until the host has queued all calls, so that a time is the device's alone. Numbers
+are random normal: zeros would cost a GPU less power, and so clock higher.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .choice24 import Choice, pick
-from .problem24 import Form, Problem
+from .. import reference
+from .choice import Choice, pick
+from .problem import Form, Problem
 
 __all__ = ["Operands", "error_of", "measured", "random_packed", "seconds_a_call", "trusted"]
 
@@ -25,10 +26,12 @@ Call = Callable[[], object]
 
 # Rounds over all that is compared, and untimed ones before them.
 _ROUNDS, _WARMUP = 7, 2
-# Copies of the operands: enough to leave the level-2 cache twice over, but no more than this.
-_MOST_COPIES = 24
-# Cycles that a device waits for each queued call: 140 microseconds of host time at 1.8 GHz.
-_CYCLES_A_CALL = 250_000
+# Copies of the operands: enough to leave the level-2 cache twice over, but no more than this. A device takes
+# some thousand launches in advance, and a call is up to six.
+_MOST_COPIES = 128
+# Cycles that a device waits for each queued call at most: 140 microseconds of host time at 1.8 GHz. After the
+# first round it is twice what the host took the time before, in cycles of a clock that is hardly exceeded.
+_CYCLES_A_CALL, _CYCLES_A_SECOND = 250_000, 2e9
 # Tokens whose results are compared with float64, spread over all.
 _COMPARED = 512
 # The six pairs of places in a group of four, as meta has them.
@@ -133,14 +136,18 @@ def trusted(operands: Operands, run: Callable[[Tensor], Tensor]) -> bool:
 def seconds_a_call(candidates: Mapping[str, Sequence[Call]], rounds: int = _ROUNDS) -> dict[str, float]:
     """Median seconds that a call of each candidate takes the device; rounds go over all candidates."""
     samples: dict[str, list[float]] = {name: [] for name in candidates}
+    waits = {name: _CYCLES_A_CALL * len(calls) for name, calls in candidates.items()}
     for done in range(-_WARMUP, rounds):
         for name, calls in candidates.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            torch.cuda._sleep(_CYCLES_A_CALL * len(calls))  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(waits[name])  # type: ignore[no-untyped-call]
             start.record()
+            began = time.perf_counter()
             for call in calls:
                 call()
+            took = time.perf_counter() - began
             end.record()
+            waits[name] = min(_CYCLES_A_CALL * len(calls), int(2 * took * _CYCLES_A_SECOND))
             end.synchronize()
             if done >= 0:
                 samples[name].append(start.elapsed_time(end) / 1e3 / len(calls))
@@ -152,6 +159,11 @@ def measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> C
     """Compare, then time, every config of these forms and the dense product; None if none can be trusted.
 
     A config that fails or gives wrong results is left out with a warning.
+
+    Raises:
+        torch.OutOfMemoryError: what is left of the device's memory is too little, which says nothing of a
+            config.
+
     """
     operands = Operands(problem, device)
     calls: dict[str, Sequence[Call]] = {"dense": operands.dense_calls()}
@@ -161,7 +173,9 @@ def measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> C
         try:
             weights = operands.weights(form)
             configs = form.candidates(problem, x, values, weights[0], operands.bias)
-        except RuntimeError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
             _warn(form.name, problem, str(error))
             continue
         for config in configs:
@@ -180,8 +194,11 @@ def _works(name: str, operands: Operands, form: Form, config: str, weight: Tenso
         if trusted(operands, lambda y: operands.run(form, config, weight, y=y)):
             return True
         reason = "its result is wrong"
-    except (RuntimeError, ValueError) as error:
-        reason = str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        # Triton's own errors (too much shared memory, code that does not compile) have no base but this.
+        reason = str(error) or type(error).__name__
     _warn(name, operands.problem, reason)
     return False
 

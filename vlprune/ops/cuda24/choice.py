@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..cache_dir import load_cache, save_cache
-from .problem24 import Problem
+from ...cache_dir import load_cache, save_cache
+from .problem import Problem
 
 __all__ = ["MARGIN", "Choice", "Memory", "bucket", "key", "pick"]
 

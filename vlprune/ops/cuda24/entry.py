@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu, reference
-from .backend import asked
-from .choice24 import Choice
-from .chooser24 import able_forms, choice_of, form_for
-from .problem24 import Form, Problem
+from .. import gpu, reference
+from ..backend import asked, check_backend
+from ..codes import check_activation
+from .choice import Choice
+from .chooser import able_forms, choice_of, form_for
+from .problem import Form, Problem
 
 __all__ = ["linear24", "prepare24_cuda", "tune24"]
 
@@ -57,14 +58,14 @@ def _choose(kind: tuple[Any, ...]) -> tuple[Form | None, str]:
     return form, config
 
 
-def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto") -> None:
+def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bool = True) -> None:
     """Make what the forms that `linear24` may choose here read beside `values`."""
     out, half = values.shape
     if out == 0 or half == 0 or asked(backend) == "torch":
         return
     with torch.cuda.device(values.device):
         for form in able_forms(Problem(1, out, 2 * half, values.dtype), backend, values.device).values():
-            form.weight(values, meta)
+            form.weight(values, meta, anew)
 
 
 def tune24(
@@ -101,10 +102,17 @@ def tune24(
         can run it.
 
     Raises:
-        ValueError: no CUDA device, or a backend asked for by name that cannot do this.
+        ValueError: bad sizes or names, no CUDA device, or a backend asked for by name that cannot do this.
         RuntimeError: a backend asked for by name gives wrong results.
 
     """
+    for name, size in (("tokens", tokens), ("out_features", out_features)):
+        if size < 1:
+            raise ValueError(f"tune24: expected {name} of at least 1, got {size}")
+    if in_features < 4 or in_features % 4:
+        raise ValueError(f"tune24: expected in_features divisible by 4, got {in_features}")
+    check_activation("tune24", activation)
+    check_backend(backend)
     where = torch.device(device)
     if where.type != "cuda":
         raise ValueError(f"tune24: expected a CUDA device, got {where}")
@@ -113,4 +121,7 @@ def tune24(
     if asked(backend) == "torch":
         return None
     problem = Problem(tokens, out_features, in_features, dtype, activation, bias, residual)
-    return choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))
+    choice = choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))
+    # What was chosen before by counting, say for want of memory, is to be looked up anew.
+    _chosen.clear()
+    return choice
