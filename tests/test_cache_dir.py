@@ -48,3 +48,14 @@ def test_a_folder_that_cannot_be_made(monkeypatch, tmp_path):
     monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path / "file" / "folder"))
     assert not save_cache("a.json", {})
     assert load_cache("a.json") == {}
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("VLPRUNE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert load_cache("m.json") == {}
+    assert not save_cache("m.json", {"a": 1})

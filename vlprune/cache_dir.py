@@ -21,20 +21,23 @@ def cache_file(name: str) -> Path:
             the name of a device.
 
     """
-    folder = os.environ.get("VLPRUNE_CACHE")
-    if not folder:
+    own = os.environ.get("VLPRUNE_CACHE")
+    if own:
+        folder = Path(own)
+    else:
         # The standard wants a relative path ignored.
         home = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (home if home.is_absolute() else Path.home() / ".cache") / "vlprune"
     plain = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name)
-    return Path(folder) / plain
+    return folder / plain
 
 
 def load_cache(name: str) -> dict[str, Any]:
     """Read a cache file; one that is missing, broken or no JSON object counts as empty."""
     try:
         found = read_json(cache_file(name))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
+        # RuntimeError: of a user that has no home.
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -43,6 +46,6 @@ def save_cache(name: str, content: dict[str, Any]) -> bool:
     """Write a cache file, whole or not at all; False where the folder cannot be written to."""
     try:
         write_json(cache_file(name), content)
-    except OSError:
+    except (OSError, RuntimeError):
         return False
     return True
