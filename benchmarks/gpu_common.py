@@ -145,7 +145,7 @@ def cold_times(candidates: Mapping[str, Sequence[Call]], rounds: int = ROUNDS) -
 
 
 def host_seconds(call: Call, calls: int = 300, repeats: int = 7) -> float:
-    """Seconds of the host for a call, with the device far behind; the least of several means."""
+    """Seconds of the host for a call that keeps the device for less; the least of several means."""
     best = float("inf")
     for _ in range(repeats):
         torch.cuda.synchronize()
