@@ -22,7 +22,7 @@ from vlprune.recovery import (
 )
 from vlprune.recovery.batches import Source
 from vlprune.recovery.config import TrainConfig
-from vlprune.recovery.losses import kl_loss
+from vlprune.recovery.losses import kl_loss, similarity_loss
 from vlprune.recovery.objective import Distillation, SelfDistillation
 from vlprune.recovery.outputs import outputs_of
 
@@ -106,6 +106,9 @@ def test_distillation_terms_are_those_of_the_models(clip, batches):
     image, text = states["student embeddings"]
     logits = student.logit_scale.exp() * image @ text.T
     assert terms["itc"].item() == pytest.approx(2 * matching_loss(logits).item(), rel=1e-5)
+    image, text = states["teacher embeddings"]
+    sim = similarity_loss(logits, clip.logit_scale.exp() * image @ text.T)
+    assert terms["sim"].item() == pytest.approx(3 * sim.item(), rel=1e-5)
 
 
 def test_layers_of_a_shallower_student_map_to_those_that_were_left(clip, batches):
