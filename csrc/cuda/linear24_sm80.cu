@@ -19,10 +19,10 @@ namespace {
 
 template <class T, class Tile>
 cudaError_t launch(const Problem& problem, cudaStream_t stream) {
-    if (const cudaError_t error = allow_shared_memory<linear24_kernel<T, Tile>>(Tile::shared_bytes)) return error;
+    constexpr auto kernel = linear24_kernel<T, Tile>;
+    if (const cudaError_t error = allow_shared_memory<kernel>(Tile::shared_bytes)) return error;
     const int64_t blocks = tiles<Tile>(problem.tokens, problem.out) * problem.parts;
-    linear24_kernel<T, Tile>
-        <<<static_cast<unsigned>(blocks), Tile::threads, Tile::shared_bytes, stream>>>(problem);
+    kernel<<<static_cast<unsigned>(blocks), Tile::threads, Tile::shared_bytes, stream>>>(problem);
     return cudaGetLastError();
 }
 

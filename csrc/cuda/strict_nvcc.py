@@ -14,7 +14,7 @@ SERIALIZED = "wgmma.mma_async instructions are serialized"
 
 def main(command: list[str]) -> int:
     """Run `command`, show what it says, and return its status, or 1 where wgmma was serialized."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
     sys.stderr.write(done.stdout)
     if done.returncode == 0 and SERIALIZED in done.stdout:
         print("error: ptxas serialized wgmma, see above", file=sys.stderr)

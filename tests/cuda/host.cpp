@@ -1,5 +1,5 @@
-// The host's part of linear24 without a driver: what is answered for each config and size, in order; a config that
-// is asked to run or to measure its workspace where it cannot ends the program.
+// The host's part of linear24 without a driver: what is answered for each config and size. A config of Hopper
+// that is asked for its workspace, or to run, where it cannot ends the program.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -40,8 +40,8 @@ CONFIGS
 }  // namespace vlprune
 
 int main() {
-    const auto ask = [](const char* architecture, int config, const Linear24Call& call, auto why_not, auto workspace,
-                        auto run) {
+    const auto ask = [](const char* architecture, int config, const Linear24Call& call, auto why_not,
+                        auto workspace, auto run) {
         const char* const reason = why_not(config, call);
         std::printf("%s|%d|%lld|%lld|%lld|%d|%s|%zu|%d\n", architecture, config, (long long)call.tokens,
                     (long long)call.out, (long long)call.in, static_cast<int>(call.dtype), reason ? reason : "",
