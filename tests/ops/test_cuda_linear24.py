@@ -181,6 +181,26 @@ def test_training_in_place_is_seen():
     assert measure.error_of(layer(x), right) < 6e-2
 
 
+def test_writes_that_pytorch_does_not_count():
+    _, layer = layer_of(activation=None)
+    x = torch.randn(50, 192, device=CUDA, dtype=torch.bfloat16)
+    with torch.no_grad():
+        before = layer(x)
+        layer.meta.data.copy_(measure.random_packed(256, 192, torch.bfloat16, CUDA)[1])
+        ops.prepare24(layer.values, layer.meta)
+        right = ops.linear24(x, layer.values, layer.meta, layer.bias, backend="torch")
+        assert not torch.equal(layer(x), before)
+        assert measure.error_of(layer(x), right) < 6e-2
+
+
+def test_a_layer_made_where_the_device_is_the_default():
+    with CUDA:
+        _, layer = layer_of()
+        x = torch.randn(50, 192, dtype=torch.bfloat16)
+        right = ops.linear24(x, layer.values, layer.meta, layer.bias, "gelu", backend="torch")
+        assert measure.error_of(layer(x), right) < 6e-2
+
+
 def test_on_another_stream():
     _, layer = layer_of()
     x = torch.randn(4096, 192, device=CUDA, dtype=torch.bfloat16)

@@ -111,14 +111,14 @@ class Compiled:
         values = aligned(values)
         bias = None if bias is None else aligned(bias)
         residual, ldr = (None, 0) if residual is None else aligned_rows(residual)
-        y = x.new_empty(tokens, out) if y is None else y
+        y, ldy = (x.new_empty(tokens, out), out) if y is None else (y, y.stride(0))
         stream = gpu.stream_of(index)
         # Of two steps across the module's border one is spared where nothing is shared out.
         size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
         workspace = self._workspace(size, x.device, stream) if size else None
         code = self._run(
             number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
-            _address(residual), ldr, y.data_ptr(), y.stride(0), tokens, out, inputs, dtype,
+            _address(residual), ldr, y.data_ptr(), ldy, tokens, out, inputs, dtype,
             ACTIVATION_CODE[activation], _address(workspace), 0 if workspace is None else len(workspace),
             gpu.multiprocessors(index), stream,
         )  # fmt: skip

@@ -37,14 +37,15 @@ def linear24(
     form, config = _chosen.get(kind) or _choose(kind)
     if form is None:
         return reference.linear24(x, values, meta, bias, activation, residual)
-    rows = x if x.dim() == 2 else x.reshape(tokens, inputs)
-    added = residual if residual is None or x.dim() == 2 else residual.reshape(tokens, out)
+    flat = x.dim() == 2
+    rows = x if flat else x.reshape(tokens, inputs)
+    added = residual if flat or residual is None else residual.reshape(tokens, out)
     if gpu.is_current(x.device):
         y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
     else:
         with torch.cuda.device(x.device):
             y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], out)
+    return y if flat else y.view(*x.shape[:-1], out)
 
 
 def _choose(kind: tuple[Any, ...]) -> tuple[Form | None, str]:

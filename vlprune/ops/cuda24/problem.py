@@ -93,8 +93,10 @@ def aligned_rows(x: Tensor) -> tuple[Tensor, int]:
     A row is to be contiguous, rows not to overlap, and each to start at a multiple of 16 bytes.
     """
     rows, columns = x.shape
-    step = x.stride(0) if rows > 1 else columns
-    packed = x.stride(1) == 1 or columns == 1
+    # Asked first, since strides take the host longer.
+    whole = x.is_contiguous()
+    step = columns if whole or rows <= 1 else x.stride(0)
+    packed = whole or x.stride(1) == 1 or columns == 1
     if packed and step >= columns and step * x.itemsize % _ALIGNMENT == 0 and x.data_ptr() % _ALIGNMENT == 0:
         return x, step
     return x.clone(memory_format=torch.contiguous_format), columns
