@@ -28,8 +28,8 @@ from vlprune.files import read_json, write_json
 from vlprune.structured import ModuleError, StructuredConfig, compact_, module_pruning_errors, rewire_
 from vlprune.structured.criteria import loss_for
 from vlprune.structured.modules import KINDS, removable_modules
-from vlprune.structured.timing import measure_costs
-from vlprune.structured.verify import choose_and_verify, measure_speedup
+from vlprune.structured.speedup.timing import measure_costs
+from vlprune.structured.speedup.verify import choose_and_verify, measure_speedup
 
 SAME = ("format", "towers", "batch", "seed", "samples", "groups")
 

@@ -20,14 +20,14 @@ from vlprune.structured import (
     compact_,
     mask_modules,
     module_pruning_errors,
-    verify,
 )
-from vlprune.structured.costs import Curve, LayerCost, TowerCost
 from vlprune.structured.plan import plan_of
-from vlprune.structured.shapes import neuron_counts
-from vlprune.structured.speedup import check_reachable, choose_for_speed, most_speedup
-from vlprune.structured.timing import measure_costs
-from vlprune.structured.verify import choose_and_verify, measure_speedup, pack_where_faster_
+from vlprune.structured.speedup import verify
+from vlprune.structured.speedup.choice import check_reachable, choose_for_speed, most_speedup
+from vlprune.structured.speedup.costs import Curve, LayerCost, TowerCost
+from vlprune.structured.speedup.shapes import neuron_counts
+from vlprune.structured.speedup.timing import measure_costs
+from vlprune.structured.speedup.verify import choose_and_verify, measure_speedup, pack_where_faster_
 
 from .cases import labelled_data, pair_data
 from .clock import Clock

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vlprune.structured.knapsack import TICKS, Option, fastest, least_error
+from vlprune.structured.speedup.knapsack import TICKS, Option, fastest, least_error
 
 
 def every_choice(towers):

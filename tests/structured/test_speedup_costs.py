@@ -5,7 +5,7 @@ import random
 import pytest
 from scipy.optimize import isotonic_regression
 
-from vlprune.structured.costs import Curve, LayerCost, TowerCost, fit_curve, rising
+from vlprune.structured.speedup.costs import Curve, LayerCost, TowerCost, fit_curve, rising
 
 
 @pytest.mark.parametrize("seed", range(6))

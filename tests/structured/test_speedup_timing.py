@@ -11,10 +11,11 @@ from models.zoo import KINDS, assert_close, build, outputs
 from vlprune import measure, models
 from vlprune.models.parts import block_parts
 from vlprune.nn import Linear24
-from vlprune.structured import compact_, timing
-from vlprune.structured.calls import record_blocks, tower_calls
-from vlprune.structured.shapes import Shape, cut_block, neuron_counts, pack_part_, shapes_of
-from vlprune.structured.timing import KeptTimes, measure_costs
+from vlprune.structured import compact_
+from vlprune.structured.speedup import timing
+from vlprune.structured.speedup.calls import record_blocks, tower_calls
+from vlprune.structured.speedup.shapes import Shape, cut_block, neuron_counts, pack_part_, shapes_of
+from vlprune.structured.speedup.timing import KeptTimes, measure_costs
 
 from .clock import Clock, cost_of
 

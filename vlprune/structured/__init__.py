@@ -8,7 +8,7 @@ from .mask import mask_modules
 from .modules import ModuleError
 from .mope import module_pruning_errors
 from .rewire import rewire_
-from .speedup import Speedup
+from .speedup.choice import Speedup
 
 __all__ = [
     "CompactReport",

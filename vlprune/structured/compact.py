@@ -21,9 +21,9 @@ from .keep import StructuredConfig
 from .modules import KINDS, ModuleError, check_names, removable_layers, removable_modules
 from .plan import KeepLists
 from .rewire import restore_order_, rewire_
-from .speedup import Speedup, check_reachable
-from .timing import measure_costs
-from .verify import choose_and_verify
+from .speedup.choice import Speedup, check_reachable
+from .speedup.timing import measure_costs
+from .speedup.verify import choose_and_verify
 
 __all__ = ["compact_"]
 

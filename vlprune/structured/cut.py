@@ -14,7 +14,7 @@ from ..patterns import Pattern
 from .modules import ModuleError
 from .plan import BlockPlan, KeepLists, plan_of
 from .remove import check_heads, check_layers, check_neurons, keep_heads_, keep_layers_, keep_neurons_
-from .speedup import Speedup
+from .speedup.choice import Speedup
 
 __all__ = ["CompactReport", "LayerSizes", "check_cut", "cut_"]
 

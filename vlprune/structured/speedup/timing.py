@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .. import measure, models
-from ..cache_dir import load_cache, save_cache
-from ..distributed import hides_progress
-from ..models import Block
-from ..models.parts import block_parts
-from ..models.running import evaluating
+from ... import measure, models
+from ...cache_dir import load_cache, save_cache
+from ...distributed import hides_progress
+from ...models import Block
+from ...models.parts import block_parts
+from ...models.running import evaluating
 from .calls import BlockCall, parts_of_towers, record_blocks, tower_calls
 from .costs import Curve, LayerCost, TowerCost, fit_curve
 from .shapes import Shape, cut_block, shapes_of

@@ -11,16 +11,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from .. import measure, models
-from ..models.running import evaluating
+from ... import measure, models
+from ...models.running import evaluating
+from ..cut import cut_
+from ..keep import StructuredConfig
+from ..modules import ModuleError
+from ..plan import BlockPlan, KeepLists, plan_of
 from .calls import tower_calls
+from .choice import Chosen, Speedup, choose_for_speed, most_speedup
 from .costs import Curve, TowerCost
-from .cut import cut_
-from .keep import StructuredConfig
-from .modules import ModuleError
-from .plan import BlockPlan, KeepLists, plan_of
 from .shapes import pack_part_
-from .speedup import Chosen, Speedup, choose_for_speed, most_speedup
 
 __all__ = ["choose_and_verify", "measure_speedup", "pack_where_faster_"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import models
-from ..example import example_inputs
-from ..models import Block
-from ..models.parts import block_parts
-from ..reuse import replaced_forward
+from ... import models
+from ...example import example_inputs
+from ...models import Block
+from ...models.parts import block_parts
+from ...reuse import replaced_forward
 
 __all__ = ["BlockCall", "parts_of_towers", "record_blocks", "tower_calls"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from .. import models
-from ..models import Block
-from .choose import turns_of
+from ... import models
+from ...models import Block
+from ..choose import turns_of
+from ..modules import ModuleError
 from .costs import LayerCost, TowerCost
 from .knapsack import Option, fastest, least_error
-from .modules import ModuleError
 from .shapes import neuron_counts
 
 __all__ = ["Chosen", "LayerChoice", "Speedup", "check_reachable", "choose_for_speed", "most_speedup"]

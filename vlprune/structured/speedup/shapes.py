@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from torch import nn
 
-from .. import ops
-from ..fusion import find_activation
-from ..models import Block
-from ..models.parts import BlockParts, block_parts
-from ..models.split import replace, split_one
-from ..nn import Linear24
-from ..nn.attention import is_splittable
-from .keep import NEURON_MULTIPLE
-from .remove import check_heads, check_neurons, keep_heads_, keep_neurons_
+from ... import ops
+from ...fusion import find_activation
+from ...models import Block
+from ...models.parts import BlockParts, block_parts
+from ...models.split import replace, split_one
+from ...nn import Linear24
+from ...nn.attention import is_splittable
+from ..keep import NEURON_MULTIPLE
+from ..remove import check_heads, check_neurons, keep_heads_, keep_neurons_
 
 __all__ = ["Shape", "cut_block", "neuron_counts", "pack_part_", "shapes_of"]
 
