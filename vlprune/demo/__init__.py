@@ -31,15 +31,13 @@ def load(folder: Path = FOLDER) -> tuple[nn.Module, Preprocess, WordTokenizer]:
     """
     from safetensors.torch import load_file
 
-    from vlprune.demo.tokenizer import WordTokenizer
+    from vlprune.demo.tokenizer import load_tokenizer
 
     config = read_json(folder / "config.json")
-    words = (folder / "vocab.txt").read_text().split()
     model = build(config)
     weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    tokenizer = WordTokenizer(words, config["text_cfg"]["context_length"])
-    return model.eval(), preprocess_of(config), tokenizer
+    return model.eval(), preprocess_of(config), load_tokenizer(folder)
 
 
 def build(config: dict[str, Any]) -> nn.Module:

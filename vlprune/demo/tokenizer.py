@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vlprune.data import scenes
+from vlprune.files import read_json
+
+FOLDER = Path(__file__).parent
 
 PAD = 0
 
@@ -72,3 +76,9 @@ class WordTokenizer:
         """Return the words of one row of ids, without padding, start and end."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return " ".join(self.words[n - 1] for n in numbers if 1 <= n <= len(self.words))
+
+
+def load_tokenizer(folder: Path = FOLDER) -> WordTokenizer:
+    """Return the tokenizer of the demo model in a folder."""
+    length = read_json(folder / "config.json")["text_cfg"]["context_length"]
+    return WordTokenizer((folder / "vocab.txt").read_text().split(), length)

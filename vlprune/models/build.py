@@ -112,9 +112,9 @@ def build_tokenizer(spec: dict[str, Any], folder: Path | None = None) -> Callabl
         with quiet():
             tokenizer = open_clip.get_tokenizer(spec["name"])
     elif kind == "demo":
-        from .. import demo
+        from ..demo.tokenizer import load_tokenizer
 
-        tokenizer = demo.load()[2]
+        tokenizer = load_tokenizer()
     else:
         return _no_tokenizer
     return tokenizer
