@@ -63,6 +63,10 @@ def recover_(
 
 
 def _is_pruned(model: nn.Module) -> bool:
-    """Whether there are masks, and nothing under them that a dense teacher could know."""
-    layers = [m for m in model.modules() if isinstance(m, SparseLoRALinear) and not bool(m.keep.all())]
-    return bool(layers) and not any(bool((m.weight.detach()[~m.keep] != 0).any()) for m in layers)
+    """Whether weights are masked, and nothing is under the masks that a dense teacher could know."""
+    layers = [m for m in model.modules() if isinstance(m, SparseLoRALinear)]
+    masked = sum(int((~m.keep).sum()) for m in layers)
+    # a few weights of any model that was stored in half precision are zero
+    if masked * 100 < sum(m.keep.numel() for m in layers):
+        return False
+    return not any(bool((m.weight.detach()[~m.keep] != 0).any()) for m in layers)
