@@ -181,6 +181,17 @@ def test_training_in_place_is_seen():
     assert measure.error_of(layer(x), right) < 6e-2
 
 
+def test_under_autocast():
+    # Measured inside it, where a dense product of float32 would be one of bfloat16.
+    _, layer = layer_of(out=264, dtype=torch.float32)
+    x = torch.randn(50, 192, device=CUDA)
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+        got = layer(x)
+    assert got.dtype is torch.float32
+    right = ops.linear24(x.double(), layer.values.double(), layer.meta, layer.bias.double(), "gelu")
+    assert measure.error_of(got, right) < 1e-4
+
+
 def test_writes_that_pytorch_does_not_count():
     _, layer = layer_of(activation=None)
     x = torch.randn(50, 192, device=CUDA, dtype=torch.bfloat16)

@@ -44,6 +44,18 @@ def test_equals_the_dense_product(dtype, backend, activation, biased):
 
 
 @every_float
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_autocast_leaves_it_as_it_is(dtype, backend):
+    values, meta = packed(10, 12, dtype)
+    x, bias = normal(3, 12, dtype=dtype), normal(10, dtype=dtype)
+    right = ops.linear24(x, values, meta, bias, "gelu", backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16 if dtype is not torch.bfloat16 else torch.float16):
+        got = ops.linear24(x, values, meta, bias, "gelu", backend=backend)
+    assert got.dtype is dtype
+    assert torch.equal(got, right)
+
+
+@every_float
 @pytest.mark.parametrize("leading", [(), (3,), (0,), (2, 0, 3), (2, 3, 5)], ids=str)
 def test_leading_dimensions(dtype, leading):
     values, meta = packed(10, 12, dtype)

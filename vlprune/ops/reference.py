@@ -8,6 +8,7 @@ schemas in `library`, because the dispatcher leaves out what equals them.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from ..patterns import Pattern
 
 __all__ = [
     "activate",
+    "as_typed",
     "column_sumsq",
     "head_attention",
     "linear24",
@@ -143,9 +145,17 @@ def linear24(
 ) -> Tensor:
     """``act(x W^T + bias) + residual`` through the dense weight."""
     rows = rows_of(x)
-    y = activate(F.linear(rows, unpack24(values, meta), bias), activation)
+    with as_typed(x.device):
+        y = activate(F.linear(rows, unpack24(values, meta), bias), activation)
     y = y.reshape(*x.shape[:-1], values.shape[0])
     return y if residual is None else y + residual
+
+
+def as_typed(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off: what is computed has the dtype that its operands say, as it has in the other forms."""
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def activate(z: Tensor, activation: str | None) -> Tensor:

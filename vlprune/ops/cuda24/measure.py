@@ -165,6 +165,11 @@ def measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> C
             config.
 
     """
+    with reference.as_typed(device):
+        return _measured(problem, forms, device)
+
+
+def _measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> Choice | None:
     operands = Operands(problem, device)
     calls: dict[str, Sequence[Call]] = {"dense": operands.dense_calls()}
     names: dict[str, tuple[str, str]] = {}
