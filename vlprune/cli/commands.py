@@ -156,7 +156,7 @@ def _info(args: argparse.Namespace) -> None:
     print()
     for op, reasons in table_of.items():
         for backend, reason in reasons.items():
-            print(f"{op:15} {backend:8} {'yes' if reason is None else 'no: ' + reason}")
+            print(f"{op:17} {backend:10} {'yes' if reason is None else 'no: ' + reason}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
