@@ -198,3 +198,17 @@ def test_what_cannot_be_sorted_is_told_before_anything_changes():
     assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items() if not v.isnan().any())
     with pytest.raises(ValueError, match="loss: it does not depend on any MLP"):
         rewire_(build("clip"), pairs(model), loss=lambda model, batch: model.logit_scale)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": None}, "data: rewire_ needs data, for example of load_data"),
+        ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    model = build("clip")
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rewire_(model, **{"data": [inputs(model, 4)], **arguments})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..data.dataset import require_count
 from ..distributed import of_first_rank
 from ..losses import Loss, loss_and_batches
 from ..models.parts import MlpParts, block_parts
@@ -55,6 +56,10 @@ def rewire_(
             gradient that is not finite. The model is then as it was.
 
     """
+    if data is None:
+        raise ValueError("data: rewire_ needs data, for example of load_data")
+    for name, count in (("samples", samples), ("batch_size", batch_size)):
+        require_count(name, count)
     mlps = _mlps(model, towers)
     for mlp in mlps:
         check_neurons(mlp)
