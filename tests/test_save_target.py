@@ -9,7 +9,7 @@ import pytest
 from models.zoo import build
 
 import vlprune
-from vlprune import checkpoint
+from vlprune import checkpoint, files
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_failed_save_leaves_the_old_folder(saved, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    for place, name in ((checkpoint, "model_card"), (checkpoint, "_put_in_place")):
+    for place, name in ((checkpoint, "model_card"), (checkpoint, "put_in_place")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full_disk)
             with pytest.raises(OSError, match="No space"):
@@ -109,7 +109,7 @@ def test_a_failed_save_leaves_the_old_folder(saved, monkeypatch):
 
 
 def test_without_an_atomic_exchange_the_folder_is_still_replaced(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     vlprune.save_pretrained(build("coca"), saved)
     assert type(vlprune.from_pretrained(saved)).__name__ == "CoCa"
     assert [f.name for f in saved.parent.iterdir()] == ["saved"]
@@ -118,14 +118,14 @@ def test_without_an_atomic_exchange_the_folder_is_still_replaced(saved, monkeypa
 @pytest.mark.parametrize(
     ("place", "when", "found"),
     [
-        ("_write", "before", 1.0),
-        ("model_card", "before", 1.0),
-        ("_put_in_place", "before", 1.0),
-        ("_exchange", "before", 1.0),
-        ("_exchange", "after", 2.0),
-        ("_put_in_place", "after", 2.0),
+        ("checkpoint._write", "before", 1.0),
+        ("checkpoint.model_card", "before", 1.0),
+        ("checkpoint.put_in_place", "before", 1.0),
+        ("files._exchange", "before", 1.0),
+        ("files._exchange", "after", 2.0),
+        ("checkpoint.put_in_place", "after", 2.0),
     ],
-    ids=lambda v: str(v).strip("_"),
+    ids=lambda v: str(v).rpartition(".")[2].strip("_") if isinstance(v, str) else str(v),
 )
 def test_a_killed_save_leaves_a_whole_folder(place, when, found, tmp_path):
     model = build("clip")
@@ -134,15 +134,15 @@ def test_a_killed_save_leaves_a_whole_folder(place, when, found, tmp_path):
     program = f"""
 import os, signal, sys
 import vlprune
-from vlprune import checkpoint
+from vlprune import checkpoint, files
 model = vlprune.from_pretrained(sys.argv[1])
 model.logit_scale.data.fill_(2.0)
-real = checkpoint.{place}
+real = {place}
 def killed(*arguments):
     if {when!r} == "after":
         assert real(*arguments) is not False
     os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.{place} = killed
+{place} = killed
 vlprune.save_pretrained(model, sys.argv[1])
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "saved")], cwd=os.getcwd())

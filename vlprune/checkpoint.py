@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import itertools
 import json
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from . import ops
 from ._version import __version__
+from .files import put_in_place
 from .models.build import build_model
 from .models.card import model_card
 from .models.checks import check_device
@@ -71,7 +71,7 @@ def save_pretrained(
         _write(model, work, config)
         # what was put there meanwhile is not to be lost either
         check_target(target)
-        _put_in_place(work, target)
+        put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -214,29 +214,3 @@ def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             stored[name] = held.clone(memory_format=torch.contiguous_format) if shared else held.contiguous()
     frozen = [n for n, t in every.items() if isinstance(t, nn.Parameter) and not t.requires_grad]
     return stored, {"packed": packed, "tied": tied, "frozen": frozen}
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    """Let `work` take the place of `target` in one step; what was there ends up in `work`."""
-    if not target.exists() or not any(target.iterdir()):
-        os.replace(work, target)
-    elif not _exchange(work, target):
-        # no atomic exchange on this system: for an instant only the renamed old folder exists
-        old = work.with_name(f"{work.name}.old")
-        os.rename(target, old)
-        try:
-            os.rename(work, target)
-        except OSError:
-            os.rename(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths atomically with Linux's renameat2; False where there is none."""
-    at_cwd, rename_exchange = -100, 2
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import read_json, write_json
+from ..files import put_in_place, read_json, write_json
 from .adapters import add_sparse_lora_, attached
 from .config import SparseLoRAConfig
 from .sparselora import SparseLoRALinear
@@ -70,7 +70,7 @@ def save_adapters(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         for name in (WEIGHTS_FILE, MASKS_FILE):
             # safetensors makes its files private to the user
             shutil.copymode(work / CONFIG_FILE, work / name)
-        _put_in_place(work, target)
+        put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -230,17 +230,3 @@ def _unpack(bits: Tensor, name: str, shape: tuple[int, int]) -> Tensor:
         raise ValueError(f"{name}: its mask has {bits.numel()} bytes, expected {(count + 7) // 8}")
     flat = np.unpackbits(bits.numpy(), count=count).astype(bool)
     return torch.from_numpy(flat).reshape(shape)
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    if not target.exists() or not any(target.iterdir()):
-        os.replace(work, target)
-        return
-    old = work.with_name(f"{work.name}.old")
-    os.rename(target, old)
-    try:
-        os.rename(work, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old)
