@@ -80,14 +80,16 @@ def curves(study: Mapping[str, Any]) -> str:
 
 
 def _scores(study: Mapping[str, Any]) -> dict[tuple[str, str], dict[float, list[float]]]:
-    """Scores by kind and criterion, then by percentage removed: one a draw."""
+    """Scores by kind and criterion, then by percentage removed, ascending: one a draw."""
     found: dict[tuple[str, str], dict[float, list[float]]] = {}
     for name, draws in study["rows"].items():
         if name != "full":
             kind, criterion, share = name.split()
             found.setdefault((kind, criterion), {})[float(share.strip("-%"))] = list(draws.values())
     kinds = list(dict.fromkeys(kind for kind, _ in found))
-    return dict(sorted(found.items(), key=lambda item: kinds.index(item[0][0])))
+    in_order = sorted(found.items(), key=lambda item: kinds.index(item[0][0]))
+    # a run that was continued with further shares has them last
+    return {key: dict(sorted(by_share.items())) for key, by_share in in_order}
 
 
 def _shares(study: Mapping[str, Any]) -> list[float]:
