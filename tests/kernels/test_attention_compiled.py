@@ -6,8 +6,6 @@ Arguments are described as a launch describes them: pointers and steps between r
 import functools
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +13,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter nothing is compiled", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from cubins import compile_for, dump_of  # noqa: E402
 
 from vlprune.kernels import head_attention as attention  # noqa: E402
 from vlprune.kernels.head_attention_backward import columns_kernel, rows_kernel  # noqa: E402
@@ -80,32 +77,13 @@ def described(name, dtype, architecture):
 def compiled(name, dtype, architecture):
     kernel, constants = described(name, dtype, architecture)
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
-    signature = {
-        argument: "constexpr"
-        if argument in constants
-        else TYPES.get(argument, "i32").replace("W", f"*{dtype}")
-        for argument in kernel.arg_names
-    }
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument in STEPS
-    }
-    return triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", architecture, 32),
-        options={**options, "enable_fp_fusion": True},
-    )
+    types = {argument: kind.replace("W", f"*{dtype}") for argument, kind in TYPES.items()}
+    return compile_for(architecture, kernel, types, constants, STEPS, **options, enable_fp_fusion=True)
 
 
 @functools.cache
 def dump(name, dtype, architecture, what, folder):
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        pytest.skip(f"this triton comes without cuobjdump ({tool})")
-    cubin = folder / f"{name}-{dtype}-{architecture}.cubin"
-    cubin.write_bytes(compiled(name, dtype, architecture).asm["cubin"])
-    return subprocess.run([tool, what, cubin], capture_output=True, text=True, check=True).stdout
+    return dump_of(compiled(name, dtype, architecture), what, folder / f"{name}-{dtype}-{architecture}.cubin")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ divisible by 16 said to be so, sizes that are 1 given as constants.
 import functools
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter nothing is compiled", allow_module_level=True)
 
 import triton.language as tl  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from cubins import compile_for, dump_of  # noqa: E402
 
 from vlprune.kernels import (  # noqa: E402
     column_sumsq,
@@ -97,37 +94,16 @@ KERNELS = {
 def compiled(name, dtype, architecture):
     kernel, warps, constants, divisible, constant_dtype = KERNELS[name]
     constants = {**constants, **({"dtype": DTYPES[dtype]} if constant_dtype else {})}
-    signature = {
-        argument: "constexpr"
-        if argument in constants
-        else TYPES.get(argument, "i32").replace("W", f"*{dtype}")
-        for argument in kernel.arg_names
-    }
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument in divisible
-    }
-    return triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "enable_fp_fusion": False},
+    types = {argument: kind.replace("W", f"*{dtype}") for argument, kind in TYPES.items()}
+    return compile_for(
+        architecture, kernel, types, constants, divisible, num_warps=warps, enable_fp_fusion=False
     )
 
 
 @functools.cache
-def cuobjdump():
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        pytest.skip(f"this triton comes without cuobjdump ({tool})")
-    return tool
-
-
-@functools.cache
 def dump(name, dtype, architecture, what, folder):
-    cubin = folder / f"{name.replace(':', '-')}-{dtype}-{architecture}.cubin"
-    cubin.write_bytes(compiled(name, dtype, architecture).asm["cubin"])
-    return subprocess.run([cuobjdump(), what, cubin], capture_output=True, text=True, check=True).stdout
+    path = folder / f"{name.replace(':', '-')}-{dtype}-{architecture}.cubin"
+    return dump_of(compiled(name, dtype, architecture), what, path)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ steps between tokens, that are divisible by 16.
 import functools
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +15,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter nothing is compiled", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from cubins import compile_for, dump_of  # noqa: E402
 
 from vlprune.kernels import linear24  # noqa: E402
 from vlprune.kernels.linear24_product import finish, product  # noqa: E402
@@ -60,33 +57,16 @@ def described(name, dtype, architecture):
 def compiled(name, dtype, architecture):
     kernel, warps, constants = described(name, dtype, architecture)
     results = "*fp32" if constants["SPLIT"] > 1 and kernel is product else f"*{dtype}"
-    signature = {
-        argument: "constexpr"
-        if argument in constants
-        else {**TYPES, "y": results}.get(argument, "i32").replace("W", f"*{dtype}")
-        for argument in kernel.arg_names
-    }
+    types = {a: kind.replace("W", f"*{dtype}") for a, kind in {**TYPES, "y": results}.items()}
     divisible = (*STEPS, "cols") if constants.get("EVEN") else STEPS
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (argument, kind) in enumerate(signature.items())
-        if kind.startswith("*") or argument in divisible
-    }
-    return triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "enable_fp_fusion": False},
+    return compile_for(
+        architecture, kernel, types, constants, divisible, num_warps=warps, enable_fp_fusion=False
     )
 
 
 @functools.cache
 def dump(name, dtype, architecture, what, folder):
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        pytest.skip(f"this triton comes without cuobjdump ({tool})")
-    cubin = folder / f"{name}-{dtype}-{architecture}.cubin"
-    cubin.write_bytes(compiled(name, dtype, architecture).asm["cubin"])
-    return subprocess.run([tool, what, cubin], capture_output=True, text=True, check=True).stdout
+    return dump_of(compiled(name, dtype, architecture), what, folder / f"{name}-{dtype}-{architecture}.cubin")
 
 
 @pytest.fixture(scope="module")
