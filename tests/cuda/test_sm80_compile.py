@@ -1,31 +1,19 @@
 """linear24_sm80 as nvcc compiles it: what only the machine code shows. No GPU is needed."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from sm80_host import ROOT, configs
-
-NVCC = shutil.which("nvcc") or next((str(p) for p in sorted(Path("/usr/local").glob("cuda*/bin/nvcc"))), None)
-
-
-def cuobjdump() -> str | None:
-    """Triton carries one."""
-    found = shutil.which("cuobjdump")
-    if found is None:
-        triton = pytest.importorskip("triton")
-        found = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    return found if Path(found).exists() else None
+from build_tools import ROOT, cuobjdump, nvcc
+from sm80_host import configs
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 def test_machine_code_of_sm80(tmp_path: Path) -> None:
     cubin = tmp_path / "linear24_sm80.cubin"
     command = [
-        NVCC, "-std=c++17", "-O3", "-DNDEBUG", f"-I{ROOT / 'csrc'}", "-arch=sm_80", "-cubin",
+        nvcc(), "-std=c++17", "-O3", "-DNDEBUG", f"-I{ROOT / 'csrc'}", "-arch=sm_80", "-cubin",
         "-Xptxas", "-v,--warn-on-spills,--warning-as-error", "-o", cubin, ROOT / "csrc/cuda/linear24_sm80.cu",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
@@ -35,9 +23,7 @@ def test_machine_code_of_sm80(tmp_path: Path) -> None:
     assert len(spills) == 2 * len(tiles), "one kernel for each tile and number format"
     assert set(spills) == {("0", "0")}
 
-    if (tool := cuobjdump()) is None:
-        pytest.skip("needs cuobjdump to see instructions")
-    sass = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
+    sass = subprocess.run([cuobjdump(), "-sass", cubin], capture_output=True, text=True, check=True).stdout
     kernels = re.split(r"Function : ", sass)[1:]
     assert len(kernels) == 2 * len(tiles)
     for kernel in kernels:
