@@ -8,6 +8,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+# What multiplies matrices: warpgroups on sm_90, tensor memory on sm_100, warps before.
+PRODUCT = {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"\bUTC\w*MMA"}
+
 
 def compile_for(architecture, kernel, types, constants, divisible, **options):
     """The kernel for sm_`architecture`; arguments are i32 unless `types` says more, pointers on 16 bytes.

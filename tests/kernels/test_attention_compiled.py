@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter nothing is compiled", allow_module_level=True)
 
-from cubins import compile_for, dump_of  # noqa: E402
+from cubins import PRODUCT, compile_for, dump_of  # noqa: E402
 
 from vlprune.kernels import head_attention as attention  # noqa: E402
 from vlprune.kernels.head_attention_backward import columns_kernel, rows_kernel  # noqa: E402
@@ -89,10 +89,6 @@ def dump(name, dtype, architecture, what, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cubins")
-
-
-# What multiplies matrices: warpgroups on sm_90, tensor memory on sm_100, warps before.
-PRODUCT = {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"\bUTC\w*MMA"}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("under the interpreter nothing is compiled", allow_module_level=True)
 
-from cubins import compile_for, dump_of  # noqa: E402
+from cubins import PRODUCT, compile_for, dump_of  # noqa: E402
 
 from vlprune.kernels import linear24  # noqa: E402
 from vlprune.kernels.linear24_product import finish, product  # noqa: E402
@@ -85,10 +85,6 @@ def loop_of(sass):
             if any("HGMMA" in text for text in body):
                 return body
     raise AssertionError("no loop with products")
-
-
-# What multiplies matrices: warpgroups on sm_90, tensor memory on sm_100, warps before.
-PRODUCT = {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"\bUTC\w*MMA"}
 
 
 @pytest.mark.slow
