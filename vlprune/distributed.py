@@ -8,19 +8,27 @@ alone, belongs inside `alone`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
-__all__ = ["alone", "gather", "hides_progress", "is_first", "of_first_rank", "on_all_ranks", "own_share",
-           "rank", "world_size"]  # fmt: skip
+__all__ = ["alone", "gather", "hides_progress", "is_first", "losing_none", "of_first_rank", "on_all_ranks",
+           "own_share", "rank", "send_from_first", "sum_over_ranks", "under_torchrun",
+           "world_size"]  # fmt: skip
 
 T = TypeVar("T")
 
 _alone: ContextVar[bool] = ContextVar("vlprune_alone", default=False)
+
+# what gloo and NCCL say when the other end of a connection is gone
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "remote process exited")
 
 
 def _joined() -> bool:
@@ -47,6 +55,29 @@ def hides_progress(progress: bool | None) -> bool | None:
     if not is_first():
         return True
     return None if progress is None else not progress
+
+
+@contextmanager
+def under_torchrun(device: str, minutes: float = 60) -> Iterator[None]:
+    """Inside of it a process that torchrun started is a rank; for any other nothing changes.
+
+    Args:
+        device: "cuda" has the ranks talk through NCCL, each with the GPU of its local rank, which is then
+            the current one; anything else through gloo.
+        minutes: how long a rank waits for the others at most, such as for the first one's measurements.
+
+    """
+    if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes))
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+    else:
+        yield
 
 
 @contextmanager
@@ -84,6 +115,32 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks, in place where the backend takes its device."""
+    if world_size() == 1:
+        return values
+    moved = _sendable(values)
+    dist.all_reduce(moved)
+    return moved.to(values.device)
+
+
+def send_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give tensors of one shape and order on all ranks the values of the first, in place."""
+    if world_size() == 1:
+        return
+    for tensor in tensors:
+        moved = _sendable(tensor.detach())
+        dist.broadcast(moved, 0)
+        if moved is not tensor:
+            tensor.detach().copy_(moved)
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    """A tensor that the backend takes: contiguous, and on the GPU for NCCL alone."""
+    on_gpu = dist.get_backend() == "nccl" and tensor.device.type == "cpu"
+    return tensor.to("cuda" if on_gpu else tensor.device).contiguous()
 
 
 def on_all_ranks(work: Callable[[], T]) -> list[T]:
@@ -126,3 +183,26 @@ def of_first_rank(work: Callable[[], T]) -> T:
     found: Any = on_all_ranks(lambda: work() if is_first() else None)[0]
     result: T = found
     return result
+
+
+@contextmanager
+def losing_none(what: str) -> Iterator[None]:
+    """Say in one line that another process is gone, where that ends this one's work.
+
+    Under torchrun it is torchrun that sees a process die: it ends the others, names the one that was lost,
+    and with ``--max-restarts`` starts all of them again.
+
+    Raises:
+        RuntimeError: a collective failed because the connection to another process was lost.
+
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not any(part in str(error) for part in _LOST):
+            raise
+        raise RuntimeError(
+            f"{what}: another of the {world_size()} processes of this job was lost, so rank {rank()} stops. "
+            "Start all of them again (torchrun --max-restarts does it): a training with `out` goes on from "
+            "its last checkpoint"
+        ) from None

@@ -74,6 +74,10 @@ class TrainConfig(Plain):
         seed: of the order of the data and of dropout.
         save_every: steps between checkpoints.
         samples: use this many of the images at most, of data of `load_data`.
+        shard: where processes share the work (torchrun), each has a part of the weights, the masks, the
+            gradients and the optimizer's state (FSDP2) instead of all of them (DDP). A teacher of its own
+            stays whole. The weights are put together at the end, and after an error that all processes
+            meet, such as a loss that is not finite; one that only some meet leaves the model without.
 
     """
 
@@ -92,6 +96,7 @@ class TrainConfig(Plain):
     seed: int = 0
     save_every: int = 100
     samples: int | None = None
+    shard: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -113,6 +118,7 @@ class TrainConfig(Plain):
         if self.amp not in (None, "bf16", "fp16"):
             raise ValueError(f'amp: expected None, "bf16" or "fp16", got {self.amp!r}')
         check_flag("checkpointing", self.checkpointing)
+        check_flag("shard", self.shard)
         if self.ema is not None and not (is_number(self.ema) and 0 <= self.ema < 1):
             raise ValueError(f"ema: expected a decay in [0, 1), got {self.ema!r}")
         if not is_whole(self.seed) or self.seed < 0:

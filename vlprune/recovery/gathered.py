@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..distributed import rank, world_size
+from ..distributed import rank, sum_over_ranks, world_size
 
 __all__ = ["gather_rows", "mean_over_ranks"]
 
@@ -29,11 +29,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of a tensor over the ranks."""
-    count = world_size()
-    if count > 1:
-        dist.all_reduce(values)
-        values /= count
-    return values
+    return sum_over_ranks(values) / world_size()
 
 
 class _GatherRows(torch.autograd.Function):

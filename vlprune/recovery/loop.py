@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..distributed import gather, hides_progress, is_first, rank, world_size
+from ..distributed import gather, hides_progress, is_first, losing_none, rank, world_size
 from ..files import write_text
 from ..models.running import model_device
 from .batches import Source
@@ -23,12 +23,16 @@ from .config import TrainConfig
 from .objective import Objective
 from .outputs import checkpointed
 from .report import TrainReport
-from .state import Progress, changing, load_state, save_state
-from .step import Step
+from .sharding import Sharded, local, part_of
+from .state import Progress, changing, read_state, save_state
+from .step import Refused, Step
 
 __all__ = ["fit"]
 
 LOG_FILE = "log.jsonl"
+
+# what a run that continues may change
+_FREE = ("save_every", "shard")
 
 
 @torch.inference_mode(False)
@@ -47,8 +51,9 @@ def fit(
 
     A step is a function of the weights, the optimizer and the step's number alone, so a run that was
     killed goes on from the last checkpoint in `out` as if nothing had happened. The processes of one job
-    (see `vlprune.distributed`) share every batch under DistributedDataParallel, with the result of one
-    process up to rounding; the first writes.
+    (see `vlprune.distributed`) share every batch under DistributedDataParallel or, with `config.shard`, under
+    FSDP2, with the result of one process up to rounding; the first writes. A checkpoint does not depend on
+    how many they are.
 
     Args:
         kind: for the report, the bar and errors.
@@ -76,37 +81,51 @@ def fit(
             'student.float(), with amp="bf16" for speed, or adapters (add_sparse_lora_)'
         )
     zeros = {name: ~keep.to(device) for name, keep in (held or {}).items() if name in trained}
-    minimised = _shared(objective)
-    state = Progress(
-        student,
-        _adamw(trained, config),
-        torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
-        _identity(kind, source, config, student, zeros),
-        {} if config.ema is None else {name: p.detach().clone() for name, p in trained.items()},
-    )
-    if out is not None:
-        load_state(out, state)
-    resumed = state.step
+    identity = _identity(kind, source, config, student, zeros)
+    saved = None if out is None else read_state(out, identity)
+    resumed = 0 if saved is None else len(saved["history"])
     if len(set(steps := gather(resumed))) > 1:
         raise ValueError(f"out: the processes found checkpoints of steps {steps}; they must share {out}")
-    writes = out if is_first() else None
-    step = Step(kind, minimised, state, config, trained, zeros, source.steps)
+    size = sum(p.numel() for p in trained.values())
+    with losing_none(kind), _ready(objective, config) as (module, model, averaged):
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        zeros = {name: part_of(zero, trained[name]) for name, zero in zeros.items()}
+        state = Progress(
+            model,
+            _adamw(trained, config),
+            torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
+            identity,
+            {} if config.ema is None else {name: p.detach().clone() for name, p in trained.items()},
+        )
+        if saved is not None:
+            state.load(saved)
+        step = Step(kind, module, state, config, trained, zeros, source.steps, averaged)
+        _run(step, source, out, progress)
+    history = state.history
+    terms = {name: tuple(row[name] for row in history) for name in history[0]}
+    losses = tuple(sum(row.values()) for row in history)
+    return TrainReport(kind, len(history), size, losses, terms, time.perf_counter() - start, resumed)
+
+
+def _run(step: Step, source: Source, out: Path | None, progress: bool | None) -> None:
+    """Take the steps that are left, and give the model the mean of its weights if there is one."""
+    state, config, resumed = step.state, step.config, step.state.step
+    device = model_device(state.model)
     with ExitStack() as stack:
         stack.callback(state.optimizer.zero_grad)
-        stack.callback(_restore_modes, [(m, m.training) for m in student.modules()])
-        student.train()
+        stack.callback(_restore_modes, [(m, m.training) for m in state.model.modules()])
+        state.model.train()
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         if config.checkpointing:
-            stack.enter_context(checkpointed(student))
+            stack.enter_context(checkpointed(state.model))
         log = None
-        if writes is not None:
-            writes.mkdir(parents=True, exist_ok=True)
-            _cut_log(writes / LOG_FILE, resumed)
-            log = stack.enter_context((writes / LOG_FILE).open("a", encoding="utf-8"))
+        if out is not None and is_first():
+            out.mkdir(parents=True, exist_ok=True)
+            _cut_log(out / LOG_FILE, resumed)
+            log = stack.enter_context((out / LOG_FILE).open("a", encoding="utf-8"))
+        hidden = hides_progress(progress)
         bar = stack.enter_context(
-            tqdm(
-                total=source.steps, initial=resumed, desc=kind, unit="step", disable=hides_progress(progress)
-            )
+            tqdm(total=source.steps, initial=resumed, desc=step.kind, unit="step", disable=hidden)
         )
         for number, batch in enumerate(source.ahead(resumed, source.steps), start=resumed):
             torch.manual_seed(config.seed * 1_000_003 + number + 1_000_000_007 * rank())
@@ -116,19 +135,34 @@ def fit(
                 log.flush()
             bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
             bar.update()
-            if writes is not None and (state.step % config.save_every == 0 or state.step == source.steps):
-                save_state(writes, state)
+            if out is not None and (state.step % config.save_every == 0 or state.step == source.steps):
+                whole = state.whole()
+                if is_first():
+                    save_state(out, whole)
     with torch.no_grad():
         for name, mean in state.ema.items():
-            trained[name].copy_(mean)
-    history = state.history
-    terms = {name: tuple(row[name] for row in history) for name in history[0]}
-    losses = tuple(sum(row.values()) for row in history)
-    size = sum(p.numel() for p in trained.values())
-    return TrainReport(kind, len(history), size, losses, terms, time.perf_counter() - start, resumed)
+            local(step.trained[name]).copy_(local(mean))
 
 
-def _shared(objective: Objective) -> nn.Module:
+@contextmanager
+def _ready(
+    objective: Objective, config: TrainConfig
+) -> Iterator[tuple[nn.Module, nn.Module, Collection[nn.Parameter]]]:
+    """The objective as the processes train it together, its student, and what `Step` has to average."""
+    if not config.shard or world_size() == 1:
+        yield _replicated(objective), objective.student, ()
+        return
+    sharded = Sharded(objective)
+    try:
+        yield sharded.module, sharded.student, sharded.whole.values()
+    except Refused:
+        sharded.restore()
+        raise
+    # after any other error a process may be alone in asking for the weights
+    sharded.restore()
+
+
+def _replicated(objective: Objective) -> nn.Module:
     """Give every rank the weights of the first, and the mean of all gradients."""
     if world_size() == 1:
         return objective
@@ -155,7 +189,7 @@ def _identity(
     student: nn.Module,
     zeros: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    settings = {name: value for name, value in config.to_dict().items() if name != "save_every"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in _FREE}
     return {
         "kind": kind,
         "config": settings,

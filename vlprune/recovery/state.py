@@ -10,15 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-__all__ = ["Progress", "changing", "load_state", "save_state"]
+from ..distributed import is_first
+from .sharding import gathered, local, part_of
+
+__all__ = ["Progress", "changing", "read_state", "save_state"]
 
 FILE = "checkpoint.pt"
 
 
 @dataclass
 class Progress:
-    """Everything that changes from step to step.
+    """Everything that changes from step to step, sharded or not; a checkpoint is always whole.
 
     Args:
         model: what is trained.
@@ -42,6 +46,45 @@ class Progress:
         """How many steps are done."""
         return len(self.history)
 
+    def whole(self) -> dict[str, Any]:
+        """What a checkpoint holds. Of a sharded training every rank must ask; only the first gets it."""
+        state = {
+            "identity": self.identity,
+            "model": changing(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema,
+            "history": self.history,
+        }
+        found: dict[str, Any] = tree_map_only(Tensor, _whole, state)
+        return found
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `read_state` found a checkpoint to stand."""
+        for own, values in ((changing(self.model), state["model"]), (self.ema, state["ema"])):
+            for name, tensor in own.items():
+                local(tensor).copy_(local(part_of(values[name], tensor)))
+        optimizer = dict(state["optimizer"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        optimizer["state"] = {
+            number: {
+                name: part_of(value, parameters[number]) if name != "step" else value
+                for name, value in values.items()
+            }
+            for number, values in optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = list(state["history"])
+
+
+def _whole(tensor: Tensor) -> Tensor | None:
+    if local(tensor) is tensor:
+        return tensor
+    whole = gathered(tensor)
+    return whole.cpu() if is_first() else None
+
 
 def changing(model: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters, and buffers that a forward may change; masks (bool) are no such thing."""
@@ -49,21 +92,13 @@ def changing(model: nn.Module) -> dict[str, Tensor]:
     return found | {name: b for name, b in model.named_buffers() if b.dtype != torch.bool}
 
 
-def save_state(folder: Path, progress: Progress) -> None:
-    """Write the checkpoint; a kill at any moment leaves the old one or the new one."""
-    state = {
-        "identity": progress.identity,
-        "model": changing(progress.model),
-        "optimizer": progress.optimizer.state_dict(),
-        "scaler": progress.scaler.state_dict(),
-        "ema": progress.ema,
-        "history": progress.history,
-    }
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `Progress.whole`; a kill at any moment leaves the old checkpoint or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{FILE}.{os.getpid()}"
     try:
         with partial.open("wb") as file:
-            torch.save(state, file)
+            torch.save(dict(state), file)
             file.flush()
             # the rename must not reach the disk before the contents do
             os.fsync(file.fileno())
@@ -72,9 +107,8 @@ def save_state(folder: Path, progress: Progress) -> None:
         partial.unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def load_state(folder: Path, progress: Progress) -> None:
-    """Go on where the checkpoint in `folder` stands, if there is one.
+def read_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint in `folder`, on the CPU, or None if there is none.
 
     Raises:
         ValueError: it is of another run (what differs is named), or no checkpoint at all.
@@ -82,23 +116,16 @@ def load_state(folder: Path, progress: Progress) -> None:
     """
     path = folder / FILE
     if not path.exists():
-        return
+        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
         parts = ("identity", "model", "optimizer", "scaler", "ema", "history")
-        identity, values, optimizer, scaler, means, history = (state[name] for name in parts)
+        state = {name: found[name] for name in parts}
     except Exception as error:
         raise ValueError(f"{path}: no checkpoint can be read from it ({type(error).__name__})") from error
-    if differing := _first_difference(identity, progress.identity):
+    if differing := _first_difference(state["identity"], identity):
         raise ValueError(f"{path}: it is the checkpoint of another run: {differing}; give another folder")
-    own = changing(progress.model)
-    for name, tensor in own.items():
-        tensor.copy_(values[name])
-    progress.optimizer.load_state_dict(optimizer)
-    progress.scaler.load_state_dict(scaler)
-    for name, mean in progress.ema.items():
-        mean.copy_(means[name])
-    progress.history = list(history)
+    return state
 
 
 def _first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from .batches import TrainBatch
 from .config import TrainConfig
 from .gathered import mean_over_ranks
+from .sharding import clip_norm_, local
 from .state import Progress
 
-__all__ = ["Step", "learning_rate"]
+__all__ = ["Refused", "Step", "learning_rate"]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound, beyond which SigLIP models are
+
+
+class Refused(ValueError):
+    """A step that no rank took, because of what every rank found."""
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -39,8 +44,9 @@ class Step:
         state: what the step changes.
         config: how to train.
         trained: the parameters by name.
-        zeros: name -> True where a parameter is held at zero.
+        zeros: name -> True where a parameter is held at zero; sharded as the parameter is.
         steps: of the whole training.
+        averaged: parameters whose gradients the objective does not average over the ranks.
 
     """
 
@@ -53,9 +59,10 @@ class Step:
         trained: Mapping[str, nn.Parameter],
         zeros: Mapping[str, Tensor],
         steps: int,
+        averaged: Collection[nn.Parameter] = (),
     ) -> None:
         self.kind, self.objective, self.state, self.config = kind, objective, state, config
-        self.trained, self.zeros, self.steps = trained, zeros, steps
+        self.trained, self.zeros, self.steps, self.averaged = trained, zeros, steps, averaged
         sigmoid = getattr(state.model, "logit_bias", None) is not None
         self._bounded = None if sigmoid else trained.get("logit_scale")
 
@@ -75,17 +82,20 @@ class Step:
         if not math.isfinite(loss):
             self._refuse(number, "the loss is", loss, values)
         if not every.requires_grad:
-            raise ValueError(
+            raise Refused(
                 f"{self.kind}: nothing that is trained has a part in {', '.join(terms)}; train something in "
                 "the towers that are compared"
             )
         torch.autograd.backward(state.scaler.scale(every.sum()))
+        for parameter in self.averaged:
+            if parameter.grad is not None:
+                parameter.grad.copy_(mean_over_ranks(parameter.grad))
         state.scaler.unscale_(state.optimizer)
         for name, zero in self.zeros.items():
             if (grad := self.trained[name].grad) is not None:
-                grad.masked_fill_(zero, 0.0)
+                local(grad).masked_fill_(local(zero), 0.0)
         limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), limit))
+        norm = clip_norm_(self.trained.values(), limit)
         if not math.isfinite(norm) and not state.scaler.is_enabled():
             self._refuse(number, "the gradient's norm is", norm, values)
         state.scaler.step(state.optimizer)
@@ -98,16 +108,16 @@ class Step:
     @torch.no_grad()
     def _after_step(self) -> None:
         for name, zero in self.zeros.items():
-            self.trained[name].masked_fill_(zero, 0.0)
+            local(self.trained[name]).masked_fill_(local(zero), 0.0)
         if self._bounded is not None:
             self._bounded.clamp_(0.0, _MAX_LOGIT_SCALE)
         for name, parameter in self.trained.items():
             if self.config.ema is not None:
-                self.state.ema[name].lerp_(parameter, 1 - self.config.ema)
+                local(self.state.ema[name]).lerp_(local(parameter), 1 - self.config.ema)
 
     def _refuse(self, number: int, what: str, value: float, terms: Mapping[str, float]) -> None:
         shown = ", ".join(f"{name} {term:g}" for name, term in terms.items())
-        raise ValueError(
+        raise Refused(
             f"{self.kind}: {what} {value} at step {number} ({shown}); the weights are those before it. "
             "A lower learning_rate, warmup or clip_norm may help"
         )
