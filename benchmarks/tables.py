@@ -1,0 +1,160 @@
+"""What the documents say of the committed result files: single numbers, and tables as Markdown.
+
+The expressions in README.md and docs/ name these functions (`benchmarks/documented.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlprune import report
+from vlprune.files import read_json
+
+__all__ = [
+    "accuracy",
+    "accuracy_table",
+    "linear24",
+    "linear24_mean",
+    "linear24_rate",
+    "linear24_table",
+    "mope",
+    "result",
+    "run_text",
+    "scoring",
+    "split_table",
+    "text",
+]
+
+RESULTS = Path(__file__).parent / "results" / "amd-epyc-zen3-2core"
+
+# Rows of the accuracy benchmark, as the documents name them.
+METHODS = {
+    "magnitude": "magnitude",
+    "RIA": "ria",
+    "Wanda": "wanda",
+    "Wanda + OWL": "wanda owl",
+    "Wanda + ECoFLaP": "wanda ecoflap",
+    "SparseGPT": "sparsegpt",
+    "SparseGPT + ECoFLaP": "sparsegpt ecoflap",
+}
+
+
+@functools.cache
+def result(name: str) -> Any:
+    """A result file by its name without ``.json``."""
+    return read_json(RESULTS / f"{name}.json")
+
+
+def text(name: str) -> str:
+    """A result that is printed text, by its file name."""
+    return (RESULTS / name).read_text().rstrip("\n")
+
+
+def run_text(name: str) -> str:
+    """The record of `vlprune run` as the command prints it."""
+    return report.table(result(name))
+
+
+def accuracy(name: str, row: str) -> float:
+    """Mean over draws of the figure that models are compared by, in percent."""
+    return statistics.mean(_primaries(name, row))
+
+
+def mope(name: str, row: str) -> float:
+    """Mean over draws of a score after modules were removed, in percent."""
+    found = result(name)["rows"][row]
+    return statistics.mean(found.values()) if isinstance(found, dict) else float(found)
+
+
+def linear24(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
+    """Speed of `linear24` over the dense layer."""
+    return float(_linear24_row(dtype, inputs, outputs, tokens)["speedup"])
+
+
+def linear24_rate(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
+    """GFLOP/s of `linear24`, counted as if the zeros were multiplied too."""
+    found = _linear24_row(dtype, inputs, outputs, tokens)
+    return 2e-9 * tokens * inputs * outputs / float(found["sparse"]["median"])
+
+
+def linear24_mean(dtype: str) -> float:
+    """Geometric mean of these speeds over all shapes and numbers of tokens."""
+    return statistics.geometric_mean(
+        row["speedup"] for row in result("linear24")["rows"] if row["dtype"] == dtype
+    )
+
+
+def scoring(figure: str, cases: Iterable[str]) -> list[float]:
+    """A figure of the scoring benchmark ("speedup", "of_copy") for all sizes and dtypes of some cases."""
+    wanted = set(cases)
+    return [row[figure] for row in result("scoring")["rows"] if row["case"] in wanted]
+
+
+def linear24_table(dtype: str) -> str:
+    """Speed over dense: a row a shape, a column a number of tokens."""
+    rows = [row for row in result("linear24")["rows"] if row["dtype"] == dtype]
+    counts = list(dict.fromkeys(row["tokens"] for row in rows))
+    shapes = dict.fromkeys((row["in"], row["out"]) for row in rows)
+    head = ["speed over dense", f"{counts[0]} tokens", *map(str, counts[1:])]
+    body = [[f"{i} -> {o}", *(f"{linear24(dtype, i, o, n):.2f}x" for n in counts)] for i, o in shapes]
+    return markdown(head, body)
+
+
+def accuracy_table(name: str, columns: Sequence[str], digits: int) -> str:
+    """Every method against sparsity or pattern, the best of each column in bold; spreads over draws."""
+    rows = result(name)["rows"]
+    best = {
+        column: max(
+            accuracy(name, f"{row} {column}") for row in METHODS.values() if f"{row} {column}" in rows
+        )
+        for column in columns
+    }
+    body = []
+    for shown, row in METHODS.items():
+        cells = [shown]
+        for column in columns:
+            key = f"{row} {column}"
+            cell = ""
+            if key in rows:
+                cell = f"{accuracy(name, key):.{digits}f}"
+                values = _primaries(name, key)
+                if len(values) > 1:
+                    cell += f" ± {statistics.stdev(values):.{digits}f}"
+                cell = f"**{cell}**" if accuracy(name, key) == best[column] else cell
+            cells.append(cell)
+        body.append(cells)
+    return markdown(["", *(column.replace("%", " %") for column in columns)], body)
+
+
+def split_table(name: str) -> str:
+    """Sparsity shared out between the towers: what is zero in all, and what is left."""
+    rows = {key: row for key, row in result(name)["rows"].items() if key != "dense"}
+    scores = {key: accuracy(name, key) for key in rows}
+    best = max(scores, key=lambda key: scores[key])
+    zeros = [f"{100 * next(iter(row.values()))['zeros']:.0f} %" for row in rows.values()]
+    means = [f"**{scores[key]:.1f}**" if key == best else f"{scores[key]:.1f}" for key in rows]
+    return markdown(["image : text", *rows], [["zeros in all", *zeros], ["mean recall", *means]])
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines)
+
+
+def _primaries(name: str, row: str) -> list[float]:
+    return [float(draw["primary"]) for draw in result(name)["rows"][row].values()]
+
+
+def _linear24_row(dtype: str, inputs: int, outputs: int, tokens: int) -> Any:
+    wanted = (dtype, inputs, outputs, tokens)
+    (row,) = (
+        row
+        for row in result("linear24")["rows"]
+        if (row["dtype"], row["in"], row["out"], row["tokens"]) == wanted
+    )
+    return row
