@@ -13,19 +13,19 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlprune import files, measure
+from vlprune.bench.case import Call
+from vlprune.bench.device import graphed
 from vlprune.measure import Timing
 from vlprune.ops import gpu
 
 __all__ = ["Report", "calls_of", "cold_times", "copies_for", "graphed", "host_seconds", "needs_gpu", "parser"]
-
-Call = Callable[[], object]
 
 BYTES, CALLS, ROUNDS = 256 * 2**20, 64, 30
 _SMI = "driver_version,power.limit,clocks.max.sm,clocks.max.mem"
@@ -103,28 +103,6 @@ def _versions() -> dict[str, Any]:
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         pass
     return versions
-
-
-def graphed(calls: Iterable[Call]) -> Call:
-    """Capture calls in a CUDA graph, so that what is timed is the device alone; they run once before."""
-    calls = list(calls)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # What is captured must outlive the graph's replays: operands are held by the calls themselves.
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-
-    def replay(held: list[Call] = calls) -> None:
-        graph.replay()
-
-    return replay
 
 
 def copies_for(bytes_: int) -> int:

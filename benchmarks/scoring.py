@@ -18,53 +18,12 @@ import torch
 from torch import Tensor
 
 from vlprune import measure, ops
+from vlprune.bench import published
 
 # What the project sets itself: times the published form, and share of the copy bandwidth.
 GOALS = {"row": 10.0, "n:m": 100.0, "pack24": 50.0}
 BANDWIDTH_GOAL = 0.7
 PATTERNS = ("2:4", "1:4", "4:8")
-LARGEST_GROUP = 8
-
-
-def published_row_mask(weight: Tensor, norm: Tensor, sparsity: float) -> Tensor:
-    """Sort each row stably and scatter the indices of its lowest scores (arXiv 2306.11695, section 3)."""
-    order = torch.sort(weight.float().abs() * norm, dim=-1, stable=True).indices
-    pruned = torch.zeros(weight.shape, dtype=torch.bool)
-    pruned.scatter_(1, order[:, : int(weight.shape[1] * sparsity)], True)
-    return ~pruned
-
-
-def published_group_mask(weight: Tensor, norm: Tensor, kept: int, group: int) -> Tensor:
-    """Loop over the groups of columns, and of each scatter the indices of its lowest scores."""
-    scores = weight.float().abs() * norm
-    pruned = torch.zeros(weight.shape, dtype=torch.bool)
-    for first in range(0, weight.shape[1], group):
-        lowest = scores[:, first : first + group].topk(group - kept, dim=1, largest=False).indices
-        pruned.scatter_(1, first + lowest, True)
-    return ~pruned
-
-
-def published_pack24(weight: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask of 2:4, the weight with zeros, then its kept entries and their places in each group."""
-    keep = published_group_mask(weight, norm, 2, 4)
-    pruned = weight.clone()
-    pruned[~keep] = 0
-    groups, places = pruned.view(len(weight), -1, 4), keep.view(len(weight), -1, 4).nonzero()[:, 2]
-    places = places.view(len(weight), -1, 2)
-    values = groups.gather(2, places).view(len(weight), -1)
-    nibbles = (places[..., 0] | places[..., 1] << 2).to(torch.uint8)
-    return values, nibbles[:, ::2] | nibbles[:, 1::2] << 4
-
-
-def _untied_weight(size: int, dtype: torch.dtype, norm: Tensor, generator: torch.Generator) -> Tensor:
-    # `topk` orders ties as it likes, so groups with equal scores (one in a million) are drawn anew.
-    weight = torch.randn(size, size // LARGEST_GROUP, LARGEST_GROUP, generator=generator).to(dtype)
-    while True:
-        scores = weight.float().abs() * norm.view(-1, LARGEST_GROUP)
-        tied = (scores.sort(dim=-1).values.diff(dim=-1) == 0).any(-1)
-        if not tied.any():
-            return weight.view(size, size)
-        weight[tied] = torch.randn(int(tied.sum()), LARGEST_GROUP, generator=generator).to(dtype)
 
 
 def _same(name: str, ours: Any, published: Any) -> None:
@@ -79,12 +38,12 @@ def _cases(weight: Tensor, norm: Tensor) -> dict[str, tuple[str, Callable[[], An
         "wanda_mask row 50%": (
             "row",
             partial(ops.wanda_mask, weight, norm, "unstructured", 0.5, "row"),
-            partial(published_row_mask, weight, norm, 0.5),
+            partial(published.row_mask, weight, norm, 0.5),
         ),
         "wanda_pack24": (
             "pack24",
             partial(ops.wanda_pack24, weight, norm),
-            partial(published_pack24, weight, norm),
+            partial(published.pack24, weight, norm),
         ),
     }
     for pattern in PATTERNS:
@@ -92,7 +51,7 @@ def _cases(weight: Tensor, norm: Tensor) -> dict[str, tuple[str, Callable[[], An
         cases[f"wanda_mask {pattern}"] = (
             "n:m",
             partial(ops.wanda_mask, weight, norm, pattern),
-            partial(published_group_mask, weight, norm, kept, group),
+            partial(published.group_mask, weight, norm, kept, group),
         )
     return cases
 
@@ -103,13 +62,13 @@ def bench_scoring(size: int = 4096, rounds: int = 5) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         norm = torch.rand(size, generator=generator) + 0.5
-        weight = _untied_weight(size, dtype, norm, generator)
+        weight = published.untied_weight((size, size), dtype, norm, generator)
         half = weight.numel() * (weight.element_size() + 1) // 2
         source, target = torch.ones(half, dtype=torch.uint8), torch.zeros(half, dtype=torch.uint8)
-        for name, (goal, ours, published) in _cases(weight, norm).items():
-            _same(name, ours(), published())
+        for name, (goal, ours, plain) in _cases(weight, norm).items():
+            _same(name, ours(), plain())
             against = measure.compare(
-                {"ours": ours, "published": published}, warmup=1, rounds=rounds, max_seconds=10
+                {"ours": ours, "published": plain}, warmup=1, rounds=rounds, max_seconds=10
             )
             row = {
                 "dtype": str(dtype).removeprefix("torch."),

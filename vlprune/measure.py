@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Timing", "check_close", "compare", "machine_info"]
+__all__ = ["Timing", "check_close", "compare", "machine_info", "rounds_of"]
 
 # More than any last-level cache in use on desktops and servers that this runs on.
 _FLUSH_BYTES = 128 << 20
@@ -75,6 +75,29 @@ def compare(
         name -> `Timing`, in the order given.
 
     """
+    samples = rounds_of(
+        candidates,
+        device=device,
+        warmup=warmup,
+        rounds=rounds,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        cold=cold,
+    )
+    return {name: Timing.of(seconds) for name, seconds in samples.items()}
+
+
+def rounds_of(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    device: torch.device | str = "cpu",
+    warmup: int = 3,
+    rounds: int = 20,
+    min_seconds: float = 0.0,
+    max_seconds: float = 30.0,
+    cold: bool = False,
+) -> dict[str, list[float]]:
+    """Time as `compare` does, and return name -> seconds of every round: entries of one place are a pair."""
     if not candidates:
         raise ValueError("compare: expected at least one candidate, got none")
     if rounds < 1:
@@ -95,7 +118,7 @@ def compare(
             if flush is not None:
                 flush.add_(1)
             samples[name].append(clock(run))
-    return {name: Timing.of(seconds) for name, seconds in samples.items()}
+    return samples
 
 
 def _wall_seconds(run: Callable[[], object]) -> float:
@@ -165,20 +188,19 @@ def _cpu_name() -> str:
 
 
 @cache
-def _commit() -> str | None:
-    """Commit of the source tree that this runs from, None for an installed copy."""
+def _commit() -> str:
+    """What `git describe` calls the source tree that this runs from; the version of an installed copy."""
+    from . import __version__
+
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
+        return __version__
+    git = ["git", "-C", str(root), "describe", "--always", "--tags", "--dirty=+changes"]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+        described = subprocess.run(git, capture_output=True, text=True)
     except OSError:
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+        return __version__
+    return described.stdout.strip() or __version__
 
 
 def machine_info() -> dict[str, Any]:

@@ -4,80 +4,73 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import measure, ops
-from ..bench import BENCH_TOKENS, bench_linear24, bench_table
+from ..bench import FORMAT as BENCH_FORMAT
+from ..bench import bench_table
 from ..checkpoint import check_target, save_pretrained
-from ..data import LabelledData, PairData, load_data
+from ..data import load_data
+from ..distributed import is_first, of_first_rank
 from ..evaluate import evaluate
-from ..files import read_json, write_json
-from ..models import LoadedModel, load_model
-from ..pipeline import RECORD_VERSION, RunOptions, run
+from ..files import read_json
+from ..pipeline import RECORD_VERSION, TRAINING_FORMAT, TRAINING_VERSION, RunOptions, run
 from ..prune import prune_
-from ..report import STUDY_FORMAT, study_table, table, write_html, write_study
+from ..report import (
+    STUDY_FORMAT,
+    study_table,
+    table,
+    training_table,
+    write_html,
+    write_study,
+    write_training,
+)
+from ..report.bench_page import write_bench
 from ..sparsify import sparsify_
 from ..structured import compact_
+from .bench import bench
+from .common import load, open_data, say_for, spec_of
 from .configs import variants_of
+from .recover import recover
+from .training import recovery_of, with_recovery
 
 __all__ = ["COMMANDS"]
 
+_VERSIONS = {"vlprune-report": RECORD_VERSION, TRAINING_FORMAT: TRAINING_VERSION}
+
 # By the format of a file: its table, and what writes its page.
-_REPORTS = {"vlprune-report": (table, write_html), STUDY_FORMAT: (study_table, write_study)}
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _say(as_json: bool) -> Callable[[str], None]:
-    """Progress goes to standard error when standard output is JSON."""
-    return partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
-
-
-def _load(args: argparse.Namespace) -> LoadedModel:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    name, pretrained = args.model, None
-    # "hf-hub:org/name" and "local-dir:path" are open_clip's own forms of a name
-    if not Path(name).exists() and not name.startswith(("hf-hub:", "local-dir:")):
-        name, _, pretrained = name.partition(":")
-    loaded = load_model(name, pretrained or None, device=args.device)
-    if loaded.random_weights:
-        print(f"{name}: no pretrained tag was given, the weights are random", file=sys.stderr)
-    if args.dtype:
-        loaded.model.to(_DTYPES[args.dtype])
-    return loaded
-
-
-def _open(spec: str, loaded: LoadedModel, args: argparse.Namespace) -> PairData | LabelledData:
-    on_error = "skip" if args.skip_broken else "raise"
-    return load_data(spec, loaded.preprocess, loaded.tokenizer, on_error=on_error)
-
-
-def _spec(args: argparse.Namespace) -> str:
-    if args.data:
-        return str(args.data)
-    if args.model == "demo":
-        return "demo"
-    raise ValueError("--data: required for every model but demo")
+_REPORTS = {
+    "vlprune-report": (table, write_html),
+    STUDY_FORMAT: (study_table, write_study),
+    TRAINING_FORMAT: (training_table, write_training),
+    BENCH_FORMAT: (bench_table, write_bench),
+}
 
 
 def _run(args: argparse.Namespace) -> None:
-    say = _say(args.json)
-    variants = variants_of(args)
-    spec = _spec(args)
+    variants = with_recovery(variants_of(args), recovery_of(args, args.recover, "recover-"))
+    spec = spec_of(args)
     calib_spec = args.calib or ("demo:train" if spec == "demo" else spec)
+    trains = any(variant.recovery or variant.between for variant in variants)
+    if args.recover_data and not trains:
+        raise ValueError("--recover-data: needs --recover beside it")
+    train_spec = (args.recover_data or calib_spec) if trains else None
     out = Path(args.out)
-    loaded = _load(args)
-    data = _open(spec, loaded, args)
-    calib = data if calib_spec == spec else _open(calib_spec, loaded, args)
-    options = RunOptions(args.model, spec, calib_spec, args.limit, args.batch, args.rounds)
-    record = run(loaded.model, data, calib, variants, options, out, say)
+    loaded = load(args)
+    opened = {name: open_data(name, loaded, args) for name in {spec, calib_spec, train_spec or spec}}
+    options = RunOptions(args.model, spec, calib_spec, args.limit, args.batch, args.rounds, train=train_spec)
+    record = run(
+        loaded.model,
+        opened[spec],
+        opened[calib_spec],
+        variants,
+        options,
+        out,
+        say_for(args),
+        None if train_spec is None else opened[train_spec],
+    )
     write_html(record, out / "report.html")
     print(json.dumps(record) if args.json else f"\n{table(record)}\nReport: {out / 'report.html'}")
 
@@ -85,7 +78,7 @@ def _run(args: argparse.Namespace) -> None:
 def _prune(args: argparse.Namespace) -> None:
     (variant,) = variants_of(args)
     check_target(args.out)
-    loaded = _load(args)
+    loaded = load(args)
     calib = load_data(args.data, loaded.preprocess, loaded.tokenizer) if args.data else None
     result: dict[str, Any] = {}
     lines: list[str] = []
@@ -101,29 +94,18 @@ def _prune(args: argparse.Namespace) -> None:
         packed = sparsify_(loaded.model)
         result["sparsify"] = packed.to_dict()
         lines.append(str(packed))
-    save_pretrained(loaded.model, args.out)
-    print(json.dumps(result) if args.json else "\n".join([*lines, f"Saved to {args.out}"]))
+    of_first_rank(lambda: save_pretrained(loaded.model, args.out))
+    if is_first():
+        print(json.dumps(result) if args.json else "\n".join([*lines, f"Saved to {args.out}"]))
 
 
 def _eval(args: argparse.Namespace) -> None:
-    spec = _spec(args)
-    loaded = _load(args)
-    data = _open(spec, loaded, args)
+    spec = spec_of(args)
+    loaded = load(args)
+    data = open_data(spec, loaded, args)
     metrics = evaluate(loaded.model, data.subset(args.limit))
-    print(json.dumps(metrics.to_dict()) if args.json else metrics)
-
-
-def _bench(args: argparse.Namespace) -> None:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    dtypes = [_DTYPES[name] for name in args.dtype]
-    if args.out and Path(args.out).is_dir():
-        raise ValueError(f"--out: expected a file, {args.out} is a folder")
-    rows = bench_linear24(args.tokens or BENCH_TOKENS, dtypes, rounds=args.rounds)
-    record = {"machine": measure.machine_info(), "rows": rows}
-    if args.out:
-        write_json(Path(args.out), record)
-    print(json.dumps(record) if args.json else bench_table(rows))
+    if is_first():
+        print(json.dumps(metrics.to_dict()) if args.json else metrics)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -134,8 +116,9 @@ def _report(args: argparse.Namespace) -> None:
     kind = record.get("format") if isinstance(record, dict) else None
     if kind not in _REPORTS:
         raise ValueError(f"{path}: neither the record of a vlprune run nor the file of a benchmark to draw")
-    if kind == "vlprune-report" and record.get("version") != RECORD_VERSION:
-        raise ValueError(f"{path}: expected version {RECORD_VERSION}, got {record.get('version')!r}")
+    known = _VERSIONS.get(kind)
+    if known is not None and record.get("version") != known:
+        raise ValueError(f"{path}: expected version {known}, got {record.get('version')!r}")
     as_text, write = _REPORTS[kind]
     page = path.with_suffix(".html") if args.out is None else Path(args.out)
     try:
@@ -162,8 +145,9 @@ def _info(args: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": _run,
     "prune": _prune,
+    "recover": recover,
     "eval": _eval,
-    "bench": _bench,
+    "bench": bench,
     "report": _report,
     "info": _info,
 }

@@ -9,17 +9,35 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..config import METHODS
+from ..distributed import is_first, rank, under_torchrun, world_size
+from .bench import add_bench
 from .commands import COMMANDS
+from .recover import add_recover
 from .structured import add_structured
+from .training import add_training
 
 __all__ = ["main"]
 
+# Commands that the processes of one job share.
+_SHARED = ("prune", "recover", "eval")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 when done, 2 for bad input, 130 when interrupted."""
+    """Run one command; returns 0 when done, 2 for bad input, 130 when interrupted.
+
+    A process of torchrun that fails because of another one returns 1.
+    """
     parser = build_parser()
     args = parser.parse_args(argv)
+    with under_torchrun(getattr(args, "device", "cpu")):
+        return _outcome(args)
+
+
+def _outcome(args: argparse.Namespace) -> int:
+    who = args.command if is_first() else f"{args.command} (process {rank()})"
     try:
+        if world_size() > 1 and args.command not in _SHARED:
+            raise ValueError(f"torchrun is for {', '.join(_SHARED)}; run it as one process")
         COMMANDS[args.command](args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -28,10 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("VLPRUNE_TRACEBACK"):
             raise
-        print(f"vlprune {args.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"vlprune {who}: {_one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # alone it is a fault of vlprune; with others it says which of them failed, or that one is gone
+        if world_size() == 1 or os.environ.get("VLPRUNE_TRACEBACK"):
+            raise
+        print(f"vlprune {who}: {_one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"vlprune {args.command}: interrupted", file=sys.stderr)
+        print(f"vlprune {who}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -54,6 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     _data(run)
     _method(run, several=True)
     add_structured(run)
+    run.add_argument(
+        "--recover", metavar="METHOD", help="train what was pruned: sparselora, distill or finetune"
+    )
+    run.add_argument("--recover-data", metavar="SPEC", help="training data (default: the calibration data)")
+    add_training(run, "recover-")
     run.add_argument("--batch", type=_positive, default=8, help="images a call when timing (default: 8)")
     run.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
     run.add_argument(
@@ -70,15 +99,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--out", required=True, help="folder for the pruned model")
 
+    recover = _add(commands, "recover", "train a pruned model towards the dense one, zeros held")
+    _model(recover)
+    add_recover(recover)
+
     evaluate = _add(commands, "eval", "zero-shot accuracy or retrieval recall of a model")
     _model(evaluate)
     _data(evaluate)
 
-    bench = _add(commands, "bench", "time linear24 against the dense layer at the shapes of real models")
-    bench.add_argument("--dtype", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"])
-    bench.add_argument("--tokens", type=_positive, nargs="+", help="token counts (default: 50 197 400 1600)")
-    bench.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
-    bench.add_argument("--out", help="also write the rows to this JSON file")
+    bench = _add(commands, "bench", "measure every operator and whole towers, or compare two measurements")
+    add_bench(bench)
     _threads(bench)
 
     report = _add(

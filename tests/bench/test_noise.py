@@ -1,0 +1,218 @@
+"""Telling changes from noise: known scatters, simulated machines, and two result files."""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from vlprune.bench import against, changes_table, compare_records, differences
+from vlprune.bench.against import CaseFailed, compare_sides, log_ratio
+from vlprune.bench.noise import Change, changes, low
+
+
+class Machine:
+    """A simulated, noisy machine that two versions share: its clock says how long a burst takes.
+
+    Every call is disturbed by 1 %, a third of the time another process takes up to half of the cores, the
+    whole machine drifts by a fifth, and what a process lies like in memory makes another 1 %.
+    """
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.busy_until = 0.0
+        self.slow = 1.0
+
+    def call(self, seconds):
+        if self.now > self.busy_until:
+            # a quiet spell, then a busy one, of a few hundred milliseconds each
+            self.slow = 1.0 if self.slow > 1.0 else 1.0 + self.random.random()
+            self.busy_until = self.now + self.random.expovariate(1 / (0.1 if self.slow > 1.0 else 0.2))
+        drift = 1.0 + 0.1 * math.sin(self.now / 3.0)
+        took = seconds * drift * self.slow * math.exp(self.random.gauss(0.0, 0.01))
+        self.now += took
+        return took
+
+
+class SimulatedSide:
+    def __init__(self, machine, slower):
+        self.machine, self.slower = machine, slower
+        self.bias = {}
+        self.case = None
+
+    def prepare(self, case):
+        self.case = case
+        self.bias.setdefault(case, math.exp(self.machine.random.gauss(0.0, 0.01)))
+        return self.burst(3)
+
+    def burst(self, calls):
+        own = 1e-3 * self.bias[self.case] * self.slower.get(self.case, 1.0)
+        return low([self.machine.call(own) for _ in range(calls)])
+
+
+NAMES = ("a", "b", "c", "d")
+
+
+def simulated(seed, slower):
+    machine = Machine(seed)
+    found = compare_sides(
+        lambda _: (SimulatedSide(machine, {}), SimulatedSide(machine, slower)), NAMES, progress=False
+    )
+    return {change.name: change for change in found}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_planted_tenth_is_flagged_and_nothing_else(seed):
+    found = simulated(seed, {"b": 1.1})
+    assert {name: c.verdict for name, c in found.items() if c.verdict in ("slower", "faster")} == {
+        "b": "slower"
+    }
+    # what was planted lies in the interval: that is what an interval says
+    assert found["b"].low < 1.1 < found["b"].high
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_same_version_twice_is_not_flagged(seed):
+    assert not [c for c in simulated(100 + seed, {}).values() if c.verdict in ("slower", "faster")]
+
+
+def test_a_gain_of_a_tenth_is_faster():
+    assert simulated(3, {"c": 1 / 1.1})["c"].verdict == "faster"
+
+
+def test_turns_alternate_and_are_long_enough():
+    turns = []
+
+    class Side:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, seconds
+
+        def prepare(self, case):
+            return self.seconds
+
+        def burst(self, calls):
+            turns.append((self.name, calls))
+            return self.seconds
+
+    assert log_ratio(Side("old", 1e-3), Side("new", 2e-3), "case", 6) == pytest.approx(math.log(2))
+    assert "".join(name[0] for name, _ in turns) == "onnoonnoonno"
+    # 7.5 ms of the faster one
+    assert {calls for _, calls in turns} == {8}
+    turns.clear()
+    log_ratio(Side("old", 2.0), Side("new", 2.0), "case", 24)
+    assert turns.count(("old", 3)) == 5
+
+
+def test_a_case_that_one_version_lacks_is_left_out():
+    class Side(SimulatedSide):
+        def prepare(self, case):
+            if case == "b":
+                raise CaseFailed("no such operator")
+            return super().prepare(case)
+
+    machine, said = Machine(0), []
+    found = compare_sides(
+        lambda _: (Side(machine, {}), Side(machine, {})), NAMES, progress=False, say=said.append
+    )
+    assert [change.name for change in found] == ["a", "c", "d"]
+    assert said == ["b: left out: no such operator"]
+
+
+def test_interval_is_students_shared_out_between_cases():
+    """One case: mean 0.05, standard deviation 0.01 of three; t with 2 degrees at 0.995 is 9.92484."""
+    (change,) = changes({"a": [0.04, 0.05, 0.06]})
+    half = 9.92484 * 0.01 / math.sqrt(3)
+    assert math.log(change.ratio) == pytest.approx(0.05)
+    assert math.log(change.high) - 0.05 == pytest.approx(half, rel=1e-5)
+    assert change.verdict == "unclear"
+
+
+def test_no_case_scatters_less_than_the_middle_one():
+    found = changes({"a": [0.05, 0.05, 0.05], "b": [0.0, 0.02, 0.04], "c": [0.0, 0.1, 0.2]})
+    widths = [math.log(change.high / change.low) for change in found]
+    assert widths[0] == pytest.approx(widths[1])
+    assert widths[2] == pytest.approx(5 * widths[1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bounds", "verdict"),
+    [
+        (1.10, (1.05, 1.15), "slower"),
+        (0.90, (0.86, 0.94), "faster"),
+        (1.02, (1.01, 1.03), "same"),
+        (1.00, (0.98, 1.02), "same"),
+        (1.05, (0.95, 1.15), "unclear"),
+        (1.04, (0.99, 1.09), "unclear"),
+    ],
+)
+def test_verdicts(ratio, bounds, verdict):
+    assert Change("a", ratio, *bounds).verdict == verdict
+
+
+def test_three_repeats_at_least():
+    with pytest.raises(ValueError, match="expected at least 3 repeats, got 2 of a"):
+        changes({"a": [0.0, 0.1]})
+
+
+def test_low_is_what_is_left_where_most_is_disturbed():
+    assert low([9.0, 1.0, 7.0, 8.0, 1.1]) == 1.1
+    assert low([3.0]) == 3.0
+
+
+def record(factor, *, seed, torch="2.15.0"):
+    """A result file of 20 cases: 2:4 twice as fast as its peer times `factor`, on a machine of some mood."""
+    draw = random.Random(seed)
+    mood = 1.0 + draw.random()
+    rows = []
+    for place in range(20):
+        ratio = 2.0 / factor.get(place, 1.0) * math.exp(draw.gauss(0.0, 0.01))
+        rows.append(
+            {
+                "name": f"case {place}",
+                "times": {"vlprune": {"median": mood}, "dense": {"median": mood * ratio}},
+                "ratio": {"median": ratio, "p20": ratio * 0.98, "p80": ratio * 1.02, "samples": 9},
+            }
+        )
+    rows.append({"name": "failed", "error": "why"})
+    return {"machine": {"cpu": "x", "torch": torch}, "rows": rows}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_files_flag_what_changed_beside_its_peer(seed):
+    found = compare_records(record({}, seed=seed), record({4: 1.25}, seed=1000 + seed))
+    assert [c.name for c in found if c.verdict == "slower"] == ["case 4"]
+    assert not [c for c in found if c.verdict == "faster"]
+
+
+def test_files_of_one_run_are_the_same():
+    one = record({}, seed=1)
+    assert all(change.ratio == 1.0 for change in compare_records(one, one))
+
+
+def test_files_without_a_common_case():
+    with pytest.raises(ValueError, match="no case with a peer in common"):
+        compare_records(record({}, seed=1), {"machine": {}, "rows": []})
+
+
+def test_differences_are_named():
+    assert differences(record({}, seed=1), record({}, seed=1, torch="2.16.0")) == ["torch: 2.15.0 -> 2.16.0"]
+
+
+def test_table_fits_a_terminal_and_begins_with_what_changed():
+    found = [Change("linear24 fp32 1600 x 1024 -> 4096 quick_gelu and more words", 1.0, 0.99, 1.01)]
+    found.append(Change("b", 1.2, 1.1, 1.3))
+    lines = changes_table(found, "old", "new").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith("b ")
+    assert lines[2].split() == ["b", "+20.0", "%", "+10.0..+30.0", "slower"]
+    assert "1 slower, 0 faster, 1 the same" in " ".join(lines)
+
+
+def test_repeats_are_as_the_docstring_says():
+    """2 % of scatter, six repeats, four cases: a change of a tenth is seen."""
+    scattered = [math.log(1.1) + 0.02 * math.sqrt(5 / 6) * sign for sign in (1, -1) * 3]
+    assert statistics.stdev(scattered) == pytest.approx(0.02)
+    found = changes({str(i): scattered for i in range(4)})
+    assert {change.verdict for change in found} == {"slower"}
+    assert against.__module__ == "vlprune.bench.against"

@@ -1,0 +1,174 @@
+"""Two versions of the package, timed in turns of milliseconds: what changed beyond the noise.
+
+A pair of processes, one for each version, is alive at the same time; a case is timed in short bursts, old,
+new, new, old and so on, so that whatever disturbs the machine for longer than a burst disturbs both. What
+one process has and another has not (where code and data lie) is part of the noise too: each repeat starts a
+new pair, and intervals come from the scatter between repeats. See `noise` for the statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from .checkout import Tree
+from .noise import LEAST, Change, changes
+from .suites import Selection, cases
+
+__all__ = ["REPEATS", "CaseFailed", "Side", "Worker", "against", "compare_sides", "log_ratio"]
+
+# Pairs of processes; a change that all of them agree on is seen through 2 % of noise when it is 10 %.
+REPEATS = 6
+# Turns of each version in a repeat, and the seconds and calls of a turn.
+_BURSTS, _SECONDS, _CALLS = 24, 0.0075, 3
+# Between turns: threads that wait for more work spin for a while, and would take a core from the other side.
+_PAUSE = 0.001
+# Slow calls get fewer turns, but no fewer than so many, when a case would take longer than so many seconds.
+_FEWEST, _MOST_SECONDS = 5, 8.0
+
+
+class CaseFailed(ValueError):
+    """A case that one version cannot run."""
+
+
+class Side(Protocol):
+    """One version, running."""
+
+    def prepare(self, case: str) -> float:
+        """Make a case ready; returns the seconds of a call."""
+
+    def burst(self, calls: int) -> float:
+        """Time so many calls, and return what one takes undisturbed."""
+
+
+def log_ratio(old: Side, new: Side, case: str, bursts: int = _BURSTS) -> float:
+    """Logarithm of new over old time of one case, from one pair of processes."""
+    one = max(min(old.prepare(case), new.prepare(case)), 1e-9)
+    calls = max(_CALLS, math.ceil(_SECONDS / one))
+    turns = max(_FEWEST, min(bursts, int(_MOST_SECONDS / (2 * calls * one))))
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(turns):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            times[which].append((old, new)[which].burst(calls))
+    # the two of a turn shared whatever mood the machine was in; a turn that only one was disturbed in is an
+    # outlier, which the median passes over
+    return statistics.median(math.log(b / a) for a, b in zip(*times, strict=True))
+
+
+def compare_sides(
+    start: Callable[[int], tuple[Side, Side]],
+    names: Sequence[str],
+    *,
+    repeats: int = REPEATS,
+    least: float = LEAST,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Change]:
+    """Compare pair after pair; `start` makes the pair of a repeat. Cases that fail are said and left out."""
+    logs: dict[str, list[float]] = {name: [] for name in names}
+    disable = None if progress is None else not progress
+    with tqdm(total=repeats * len(names), unit="case", disable=disable) as bar:
+        for repeat in range(repeats):
+            old, new = start(repeat)
+            for name in list(logs):
+                try:
+                    logs[name].append(log_ratio(old, new, name))
+                except CaseFailed as error:
+                    say(f"{name}: left out: {error}")
+                    del logs[name]
+                bar.update()
+    return changes(logs, least) if logs else []
+
+
+def against(
+    old: Tree,
+    new: Tree,
+    selection: Selection,
+    *,
+    device: str = "cpu",
+    repeats: int = REPEATS,
+    least: float = LEAST,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Change]:
+    """Compare two trees; towers only where `selection` names them, because building them takes longest."""
+    names = [case.name for case in cases(selection, device) if case.op != "tower" or selection.only]
+    order = {"device": device, "threads": torch.get_num_threads(), "selection": selection.to_dict()}
+    with ExitStack() as running:
+
+        def start(repeat: int) -> tuple[Side, Side]:
+            running.close()
+            trees = (old, new) if repeat % 2 == 0 else (new, old)
+            pair = [running.enter_context(Worker({"tree": str(tree.path), **order})) for tree in trees]
+            for worker in pair:
+                worker.ready()
+            return (pair[0], pair[1]) if repeat % 2 == 0 else (pair[1], pair[0])
+
+        return compare_sides(start, names, repeats=repeats, least=least, progress=progress, say=say)
+
+
+class Worker:
+    """A process of `worker`, and messages to it."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        script = Path(__file__).with_name("worker.py")
+        self._tree = order["tree"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(script), json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self) -> None:
+        """Wait until everything is imported."""
+        self._answer()
+
+    def prepare(self, case: str) -> float:
+        """Make a case ready; returns the seconds of a call."""
+        return self._ask(prepare=case)
+
+    def burst(self, calls: int) -> float:
+        """Time so many calls, and return what one takes undisturbed."""
+        time.sleep(_PAUSE)
+        return self._ask(burst=calls)
+
+    def _ask(self, **message: Any) -> float:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        assert self._process.stderr
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._process.stderr.read().strip().splitlines()
+            raise ValueError(f"--against: {self._tree}: {said[-1] if said else 'the process ended'}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise CaseFailed(answer["error"])
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()

@@ -1,0 +1,138 @@
+"""Run cases one after the other, and put what was measured into one record."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import measure
+from ..files import write_json
+from .case import OURS, Case, Work
+from .ceilings import ceilings
+from .device import timed_calls
+from .suites import Selection, cases
+
+__all__ = ["FORMAT", "VERSION", "Effort", "measure_case", "run_bench"]
+
+FORMAT, VERSION = "vlprune-bench", 1
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long each case is timed.
+
+    Args:
+        rounds: of every call of a case in turn; five at least.
+        seconds: more rounds until they have taken this long.
+        most: no further round once they have taken this long.
+
+    """
+
+    rounds: int
+    seconds: float
+    most: float
+
+    @classmethod
+    def of(cls, full: bool, rounds: int | None = None) -> Effort:
+        """What the sets take; with `rounds` exactly so many, as long as they may take."""
+        if rounds is not None:
+            return cls(rounds, 0.0, 60.0)
+        return cls(20, 1.0, 30.0) if full else cls(9, 0.3, 1.2)
+
+
+def run_bench(
+    selection: Selection,
+    *,
+    device: str = "cpu",
+    rounds: int | None = None,
+    out: Path | None = None,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure what was selected; `out`, if given, is whole after every case.
+
+    A case that fails loses no other: its row says why under "error".
+
+    Returns:
+        The record: machine and versions, ceilings of the machine, a row for every case (times in seconds).
+
+    """
+    chosen, where = cases(selection, device), torch.device(device)
+    effort = Effort.of(selection.full, rounds)
+    start = time.perf_counter()
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "set": "full" if selection.full else "quick",
+        "selection": selection.to_dict(),
+        "device": device,
+        "machine": measure.machine_info(),
+        "ceilings": None,
+        "rows": [],
+    }
+    if not selection.only and not selection.tokens:
+        dtypes = tuple(dict.fromkeys(case.dtype for case in chosen))
+        record["ceilings"] = ceilings(where, dtypes, seconds=1.0 if selection.full else 0.3)
+    for case in tqdm(chosen, unit="case", disable=None if progress is None else not progress):
+        try:
+            row = measure_case(case, where, effort)
+        except (ValueError, RuntimeError, ImportError) as error:
+            row = {**_about(case), "error": " ".join(str(error).split())}
+            say(f"{case.name}: {row['error']}")
+        record["rows"].append(row)
+        record["seconds"] = time.perf_counter() - start
+        if out is not None:
+            write_json(out, record)
+    return record
+
+
+@torch.inference_mode()
+def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
+    """Check one case, time its calls in turn, and return its row."""
+    # what one case held is not to be collected while another is timed
+    gc.collect()
+    with torch.inference_mode(False), torch.no_grad():
+        work: Work = case.make(device)
+    error = work.check()
+    samples = measure.rounds_of(
+        timed_calls(work, device),
+        device=device,
+        warmup=2,
+        rounds=effort.rounds,
+        min_seconds=effort.seconds,
+        max_seconds=effort.most,
+    )
+    times = {name: measure.Timing.of(seconds) for name, seconds in samples.items()}
+    peers = list(times)[1:]
+    return {
+        **_about(case),
+        "largest_error": error,
+        "operations": work.operations,
+        "moved": dict(work.moved),
+        "times": {name: timing.to_dict() for name, timing in times.items()},
+        "speedup": times[peers[0]].median / times[OURS].median if peers else None,
+        "ratio": _paired(samples[peers[0]], samples[OURS]) if peers else None,
+        **work.more,
+    }
+
+
+def _about(case: Case) -> dict[str, Any]:
+    return {
+        "name": case.name,
+        "op": case.op,
+        "label": case.label,
+        "dtype": case.dtype,
+        "sizes": dict(case.sizes),
+    }
+
+
+def _paired(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """Percentiles of the ratio within each round: what disturbs both calls of a round cancels."""
+    return measure.Timing.of([p / o for p, o in zip(peer, ours, strict=True)]).to_dict()

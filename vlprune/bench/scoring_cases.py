@@ -1,0 +1,133 @@
+"""Cases of the operators that prune: column sums, masks and packing, beside plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import measure, ops
+from ..patterns import Pattern
+from . import published
+from .case import DTYPES, OURS, Call, Case, Work, seeded
+
+__all__ = ["mask_case", "pack_case", "sumsq_case", "unpack_case", "wanda_pack_case"]
+
+PLAIN = "PyTorch"
+
+# What an operator gives: a mask, or values and meta.
+_Result = Tensor | tuple[Tensor, ...]
+
+
+def sumsq_case(tokens: int, inputs: int, dtype: str = "fp32", **more: bool) -> Case:
+    """`column_sumsq` beside the norm of each column, as Wanda's code takes it."""
+    label = f"{tokens} x {inputs}"
+
+    def make(device: torch.device) -> Work:
+        x = torch.randn(tokens, inputs, generator=seeded(device), device=device).to(DTYPES[dtype])
+        ours = partial(ops.column_sumsq, x)
+
+        def check() -> float:
+            return measure.check_close(label, ours(), x.double().square().sum(0))
+
+        calls: dict[str, Call] = {OURS: ours, PLAIN: partial(published.column_sumsq, x)}
+        return Work(calls, check, 2.0 * x.numel(), dict.fromkeys(calls, x.nbytes + 4 * inputs))
+
+    sizes = {"tokens": tokens, "in": inputs}
+    return Case("column_sumsq", sizes, label, dtype, (PLAIN,), make, **more)
+
+
+def mask_case(shape: tuple[int, int], pattern: str = "2:4", dtype: str = "fp32", **more: bool) -> Case:
+    """`wanda_mask` of n:m, or of half of each row, beside the published procedure."""
+    kind = Pattern.parse(pattern)
+
+    def calls(weight: Tensor, norm: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        if kind.n is None or kind.m is None:
+            return (
+                partial(ops.wanda_mask, weight, norm, pattern, 0.5, "row"),
+                partial(published.row_mask, weight, norm, 0.5),
+            )
+        return (
+            partial(ops.wanda_mask, weight, norm, pattern),
+            partial(published.group_mask, weight, norm, kind.n, kind.m),
+        )
+
+    def make(device: torch.device) -> Work:
+        weight, norm = _matrix(shape, dtype, device)
+        ours, plain = calls(weight, norm)
+        return _equal(f"wanda_mask {pattern}", ours, plain, weight)
+
+    name = pattern if kind.m else "row 50%"
+    return _case("wanda_mask", shape, name, dtype, make, more)
+
+
+def wanda_pack_case(shape: tuple[int, int], dtype: str = "fp32", **more: bool) -> Case:
+    """`wanda_pack24` beside the published procedure followed by packing."""
+
+    def make(device: torch.device) -> Work:
+        weight, norm = _matrix(shape, dtype, device)
+        ours = partial(ops.wanda_pack24, weight, norm)
+        return _equal("wanda_pack24", ours, partial(published.pack24, weight, norm), weight)
+
+    return _case("wanda_pack24", shape, "", dtype, make, more)
+
+
+def pack_case(shape: tuple[int, int], dtype: str = "fp32", **more: bool) -> Case:
+    """`pack24` of a weight that is 2:4 already, beside its definition."""
+    from ..ops import reference
+
+    def make(device: torch.device) -> Work:
+        weight = ops.unpack24(*ops.wanda_pack24(*_matrix(shape, dtype, device)))
+        return _equal("pack24", partial(ops.pack24, weight), partial(reference.pack24, weight), weight)
+
+    return _case("pack24", shape, "", dtype, make, more)
+
+
+def unpack_case(shape: tuple[int, int], dtype: str = "fp32", **more: bool) -> Case:
+    """`unpack24` beside its definition."""
+    from ..ops import reference
+
+    def make(device: torch.device) -> Work:
+        packed = ops.wanda_pack24(*_matrix(shape, dtype, device))
+        ours, plain = partial(ops.unpack24, *packed), partial(reference.unpack24, *packed)
+        return _equal("unpack24", ours, plain, packed[0], packed[1])
+
+    return _case("unpack24", shape, "", dtype, make, more)
+
+
+def _matrix(shape: tuple[int, int], dtype: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = seeded(device)
+    norm = torch.rand(shape[1], generator=generator, device=device) + 0.5
+    return published.untied_weight(shape, DTYPES[dtype], norm, generator), norm
+
+
+def _equal(name: str, ours: Callable[[], _Result], plain: Callable[[], _Result], *read: Tensor) -> Work:
+    """A case whose results are to be the same bit for bit."""
+
+    def check() -> float:
+        if not all(torch.equal(a, b) for a, b in zip(_parts(ours()), _parts(plain()), strict=True)):
+            raise ValueError(f"{name}: differs from plain PyTorch")
+        return 0.0
+
+    calls: dict[str, Call] = {OURS: ours, PLAIN: plain}
+    moved = sum(t.nbytes for t in (*read, *_parts(ours())))
+    return Work(calls, check, None, {OURS: moved}, waits=frozenset({PLAIN}))
+
+
+def _parts(result: _Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _case(
+    op: str,
+    shape: tuple[int, int],
+    how: str,
+    dtype: str,
+    make: Callable[[torch.device], Work],
+    more: dict[str, bool],
+) -> Case:
+    label = " ".join(filter(None, (how, f"{shape[0]} x {shape[1]}")))
+    sizes = {"out": shape[0], "in": shape[1], "how": how or None}
+    return Case(op, sizes, label, dtype, (PLAIN,), make, **more)
