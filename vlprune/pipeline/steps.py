@@ -21,7 +21,8 @@ class Steps:
     def __init__(self, job: Job) -> None:
         self._path = job.out / "progress.json"
         settings = [dataclasses.asdict(job.options), measure.machine_info()]
-        self._fingerprint = fingerprint(job.model, [job.data, job.calib], settings)
+        data = [job.data, job.calib, *([] if job.train is None else [job.train])]
+        self._fingerprint = fingerprint(job.model, data, settings)
         self._done: dict[str, Any] = {}
         try:
             kept = read_json(self._path)

@@ -1,17 +1,18 @@
-"""What to make of a model: modules out, weights to zero, or first the one and then the other."""
+"""What to make of a model: modules out, weights to zero, or first the one and then the other; trained."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import PruneConfig, config_from_dict
 from ..patterns import Pattern
 from ..structured import Keep, StructuredConfig
+from .recovery import Recovery
 
-__all__ = ["Variant", "unique"]
+__all__ = ["Variant", "start_name", "unique"]
 
 
 @dataclass(frozen=True)
@@ -21,38 +22,75 @@ class Variant:
     Args:
         weights: how weights are set to zero, None for no weight.
         structured: how heads, neurons and layers are taken out before that, None for none.
+        recovery: how the result is trained, None for not at all. Without `weights` and with heads or neurons
+            as well as layers to take out it is trained in between too: width, training, depth, training.
+        between: with both, how what is left of modules is trained before weights are pruned, alike.
 
     """
 
     weights: PruneConfig | None = None
     structured: StructuredConfig | None = None
+    recovery: Recovery | None = None
+    between: Recovery | None = None
 
     def __post_init__(self) -> None:
         """Refuse the model as it is."""
         if self.weights is None and self.structured is None:
             raise ValueError("variant: expected weights to prune, modules to take out, or both; got neither")
+        if self.between is not None and (self.weights is None or self.structured is None):
+            raise ValueError("between: expected weights to prune after modules went; recovery comes last")
+        for name in ("recovery", "between"):
+            part = getattr(self, name)
+            if part is not None and part.method == "lora":
+                raise ValueError(f"{name}: lora fills the zeros that pruning made; expected another method")
+
+    @property
+    def before(self) -> Variant:
+        """The same without the last training."""
+        return replace(self, recovery=None)
+
+    @property
+    def start_recovery(self) -> Recovery | None:
+        """How what is left of modules is trained, before weights are pruned or without that."""
+        return self.recovery if self.weights is None else self.between
 
     @property
     def name(self) -> str:
-        """Short name: "wanda 2:4", "mope heads 50% neurons 50% + wanda 2:4"."""
-        names = [] if self.structured is None else [structured_name(self.structured)]
-        names += [] if self.weights is None else [weights_name(self.weights)]
+        """Short name: "wanda 2:4", "mope heads 50% neurons 50% + wanda 2:4 + sparselora"."""
+        names = [] if self.structured is None else [start_name(self.structured, self.start_recovery)]
+        if self.weights is not None:
+            names.append(weights_name(self.weights))
+            names += [] if self.recovery is None else [self.recovery.method]
         return " + ".join(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: those of the weights' config, and a section "structured"."""
+        """Plain values for JSON: those of the weights' config, and a section for each of the rest."""
         result = {} if self.weights is None else self.weights.to_dict()
-        return result if self.structured is None else {**result, "structured": self.structured.to_dict()}
+        parts = {name: getattr(self, name) for name in _SECTIONS}
+        return result | {name: part.to_dict() for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Variant:
         """Read what `to_dict` returned; an unknown field is named."""
         fields = dict(data)
-        section = fields.pop("structured", None)
-        if section is not None and not isinstance(section, dict):
-            raise ValueError(f"structured: expected a section of its own, got {section!r:.80}")
-        structured = None if section is None else StructuredConfig.from_dict(section)
-        return cls(config_from_dict(fields) if fields or structured is None else None, structured)
+        parts: dict[str, Any] = {}
+        for name, kind in _SECTIONS.items():
+            if (section := fields.pop(name, None)) is None:
+                continue
+            if not isinstance(section, dict):
+                raise ValueError(f"{name}: expected a section of its own, got {section!r:.80}")
+            parts[name] = kind.from_dict(section)
+        weights = config_from_dict(fields) if fields or "structured" not in parts else None
+        return cls(weights, **parts)
+
+
+# What a variant says besides the weights' config.
+_SECTIONS: dict[str, Any] = {"structured": StructuredConfig, "recovery": Recovery, "between": Recovery}
+
+
+def start_name(config: StructuredConfig, recovery: Recovery | None) -> str:
+    """Short name of what weights are pruned in: "mope heads 50%", "mope heads 50% + distill"."""
+    return structured_name(config) + ("" if recovery is None else f" + {recovery.method}")
 
 
 def weights_name(config: PruneConfig) -> str:

@@ -11,6 +11,7 @@ from ..files import write_text
 from .modules import error_plots
 from .plots import accuracy_against_speed, layer_sparsities, layer_times
 from .table import conditions, metric_columns, rows, step_times, structured_lines
+from .training import training_lines, training_plot, trainings_of
 
 __all__ = ["write_html", "write_page"]
 
@@ -28,6 +29,7 @@ def write_html(record: Mapping[str, Any], path: Path) -> None:
             "about": _about(part),
             "errors": error_plots(part["errors"], part["keep_lists"]),
             "layers": part["layers"],
+            "trained_only": "origin" in part,
         }
         for name, part in record.get("structured", {}).items()
     ]
@@ -40,6 +42,10 @@ def write_html(record: Mapping[str, Any], path: Path) -> None:
         conditions=conditions(record).splitlines(),
         steps=step_times(record),
         structured=structured,
+        trainings=[
+            {"name": part["name"], "lines": training_lines(part), "plot": training_plot(part)}
+            for part in trainings_of(record)
+        ],
         scatter=accuracy_against_speed(record),
         sections={title: [(n, plot) for n, plot in plots if plot] for title, plots in sections.items()},
     )

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Row", "conditions", "metric_columns", "rows", "step_times", "structured_lines", "table"]
+from .training import training_lines, trainings_of
+
+__all__ = ["Row", "columns_of", "conditions", "fitted", "metric_columns", "rows", "step_times",
+           "structured_lines", "table"]  # fmt: skip
 
 _WIDTH = 80
 # Where lines would be longer, headings longer than this are broken, and names, to columns no narrower.
@@ -42,7 +45,12 @@ class Row:
 
 def metric_columns(record: Mapping[str, Any]) -> dict[str, str]:
     """Metric key -> heading, for the kind of data that the run evaluated."""
-    return _COLUMNS[record["dense"]["metrics"]["kind"]]
+    return columns_of(record["dense"]["metrics"]["kind"])
+
+
+def columns_of(kind: str) -> dict[str, str]:
+    """Metric key -> heading, for "pairs" or "labelled"."""
+    return _COLUMNS[kind]
 
 
 def rows(record: Mapping[str, Any]) -> list[Row]:
@@ -95,8 +103,9 @@ def table(record: Mapping[str, Any]) -> str:
         ]
         for row in rows(record)
     ]
-    lines = [_fitted(head, body)]
+    lines = [fitted(head, body)]
     lines += ["\n".join([f"{name}:", *structured_lines(part)]) for name, part in structured.items()]
+    lines += ["\n".join([f"{part['name']}:", *training_lines(part)]) for part in trainings_of(record)]
     if times := step_times(record):
         lines.append("\n".join(times))
     return "\n\n".join([*lines, conditions(record)])
@@ -104,6 +113,8 @@ def table(record: Mapping[str, Any]) -> str:
 
 def structured_lines(part: Mapping[str, Any]) -> list[str]:
     """What is left of heads, neurons and layers, a line a tower, and what there is to know about it."""
+    if "origin" in part:
+        return [f"what is left of {part['origin']}, trained"]
     before, after = part["parameters"]
     lines = [f"{before:,} -> {after:,} parameters ({after / before:.1%}), chosen in {part['seconds']:.0f} s"]
     for tower in dict.fromkeys(layer["tower"] for layer in part["layers"]):
@@ -147,6 +158,9 @@ def conditions(record: Mapping[str, Any]) -> str:
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     count = record["dense"]["metrics"]["count"]
     calib = "images of the same set" if record["calib"] == record["data"] else record["calib"]
+    trained = record.get("train")
+    if trained is not None:
+        calib += "; trained on " + ("images of the same set" if trained == record["data"] else trained)
     return (
         f"{record['model']} on {record['data']}, {count} images; calibrated on {calib}\n"
         f"{record['dtype']}, batch {record['batch']}, {threads}, {device}, torch {machine['torch']}\n"
@@ -163,7 +177,7 @@ def _structured(record: Mapping[str, Any], variant: Mapping[str, Any]) -> Any:
     return record["structured"][variant["structured"]] if "structured" in variant else None
 
 
-def _fitted(head: list[str], body: list[list[str]]) -> str:
+def fitted(head: list[str], body: list[list[str]]) -> str:
     """Lay out a table, its headings and names broken at spaces if it were wider than a terminal."""
     split: list[list[list[str]]] = [[[cell] for cell in line] for line in (head, *body)]
     if sum(_widths(split)) + 2 * (len(head) - 1) > _WIDTH:
