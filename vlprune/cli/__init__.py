@@ -1,4 +1,4 @@
-"""The command line: run, prune, eval, bench, report, info."""
+"""The command line: run, prune, recover, eval, bench, report, info."""
 
 from .main import main
 
