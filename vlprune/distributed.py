@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["alone", "gather", "hides_progress", "is_first", "losing_none", "of_first_rank", "on_all_ranks",
-           "own_share", "rank", "send_from_first", "sum_over_ranks", "under_torchrun",
+           "own_share", "rank", "same_on_ranks", "send_from_first", "sum_over_ranks", "under_torchrun",
            "world_size"]  # fmt: skip
 
 T = TypeVar("T")
@@ -115,6 +115,21 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def same_on_ranks(what: str, value: object) -> None:
+    """Check what every rank has to have alike; values are compared with ``==``.
+
+    Raises:
+        ValueError: on all ranks, naming the first that differs from rank 0.
+
+    """
+    values = gather(value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            raise ValueError(
+                f"{what}: expected the same on every rank, but rank {number} differs from rank 0"
+            )
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

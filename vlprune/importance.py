@@ -11,6 +11,7 @@ from tqdm import tqdm
 from .allocation import OWL, ECoFLaP
 from .calibration import Calibration, Run, calibration_batches, collect
 from .config import PruneConfig
+from .distributed import hides_progress, own_share
 from .losses import loss_and_batches
 from .models import Block
 from .token_weights import token_weighting
@@ -76,8 +77,8 @@ def _outliers(
     batches = calibration_batches(calib, config.samples, config.batch_size, "OWL")
     calibration = Calibration("norm", config.offload)
     runs = [Run(model, images, texts) for images, texts in batches]
-    disable = None if progress is None else not progress
-    with tqdm(total=len(runs), desc="outliers", unit="batch", disable=disable) as bar:
+    disable = hides_progress(progress)
+    with tqdm(total=len(own_share(runs)), desc="outliers", unit="batch", disable=disable) as bar:
         collect(runs, blocks, layers, calibration, token_weighting(config.token_weight), bar.update)
     found: dict[str, float] = {}
     for group in layers.values():

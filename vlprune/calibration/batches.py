@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..distributed import same_on_ranks, world_size
 from ..models.running import image_dtype, model_device
 
 __all__ = ["Run", "calibration_batches"]
@@ -47,7 +48,7 @@ def calibration_batches(
 
     Raises:
         ValueError: there is no data, or it is none of the above, or a batch has not as many texts as
-            images, or none.
+            images, or none; or ranks have different data, as a random transform gives.
 
     """
     if calib is None:
@@ -77,6 +78,8 @@ def calibration_batches(
             "calib: expected data of load_data, or at least one batch (images, texts) of two tensors, "
             f"got {calib!r:.80}"
         )
+    if world_size() > 1:
+        same_on_ranks("calib", [(float(x.double().sum()), int(ids.sum())) for x, ids in batches])
     return batches
 
 

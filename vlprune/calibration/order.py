@@ -1,5 +1,7 @@
 """Calibration block by block: each block is observed, then pruned, before the next one is.
 
+Ranks share the batches: each runs its own, and all prune by the sums of all of them.
+
 Two orders. *Sequential*: a block is observed on what its already pruned predecessors give it. *Dense*: on
 what they gave while they were dense, kept from just before each was pruned. Both run the model's own
 forward for every block, with the blocks before it answering from a cache, so each block receives exactly
@@ -12,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..distributed import on_all_ranks, own_share
 from ..models import Block
 from ..models.tokens import real_tokens, sees_images
 from ..reuse import replaced_forward
@@ -37,7 +41,7 @@ class _Reached(Exception):
 
 
 def execution_order(run: Run, blocks: Mapping[str, Block]) -> list[str]:
-    """Names of the blocks in the order in which one forward first reaches them."""
+    """Names of the blocks in the order in which one forward, made by `run`, first reaches them."""
     order: dict[str, None] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -61,7 +65,7 @@ def collect(
     """Run every batch once and gather the statistics of all layers of the model as it is.
 
     Args:
-        runs: the batches.
+        runs: the batches, of which a rank runs its share.
         blocks: qualified name -> block, all towers.
         layers: block name -> its layers to observe.
         calibration: takes the statistics in.
@@ -69,14 +73,20 @@ def collect(
         tick: called after each batch.
 
     """
-    with torch.no_grad():
-        for run in runs:
+    own = own_share(runs)
+
+    def observe() -> None:
+        for run in own:
             with ExitStack() as stack:
                 for name, group in layers.items():
                     observed = _observing(blocks[name], group, run, calibration, token_weight)
                     stack.enter_context(replaced_forward(blocks[name].module, observed))
                 run()
             tick()
+
+    with torch.no_grad():
+        on_all_ranks(observe)
+    calibration.share()
 
 
 def block_by_block(
@@ -93,7 +103,7 @@ def block_by_block(
     """Calibrate and prune block after block.
 
     Args:
-        runs: the batches.
+        runs: the batches, of which a rank runs its share.
         blocks: qualified name -> block, all towers.
         layers: block name -> its layers to observe, for the blocks to prune.
         prune: called with a block's name and statistics, before the next block is calibrated.
@@ -107,33 +117,38 @@ def block_by_block(
 
     """
     order = execution_order(runs[0], blocks)
+    own = own_share(list(enumerate(runs)))
     cache = OutputCache(offload)
     final = 0  # outputs of the blocks before this position are cached, and do not change any more
+
+    def observe(position: int, calibration: Calibration) -> None:
+        name = order[position]
+        block = blocks[name]
+        for batch, run in own:
+            with ExitStack() as stack:
+                for place, earlier in enumerate(order[:position]):
+                    module, key = blocks[earlier].module, (_stack_of(earlier), batch)
+                    answer = cache.answering(key) if place < final else cache.keeping(module.forward, key)
+                    stack.enter_context(replaced_forward(module, answer))
+                observed = _observing(block, layers[name], run, calibration, token_weight)
+                if activations == "dense":
+                    observed = cache.keeping(observed, (_stack_of(name), batch))
+                stack.enter_context(replaced_forward(block.module, observed))
+                _stop_after(stack, block.module)
+                try:
+                    run()
+                except _Reached:
+                    pass
+                else:
+                    raise ValueError(f"{name}: batch {batch} does not reach it, though the first batch did")
+
     with torch.no_grad():
         for position, name in enumerate(order):
             if name not in layers:
                 continue
             calibration = Calibration(statistics, offload)
-            block = blocks[name]
-            for batch, run in enumerate(runs):
-                with ExitStack() as stack:
-                    for place, earlier in enumerate(order[:position]):
-                        module, key = blocks[earlier].module, (_stack_of(earlier), batch)
-                        answer = cache.answering(key) if place < final else cache.keeping(module.forward, key)
-                        stack.enter_context(replaced_forward(module, answer))
-                    observed = _observing(block, layers[name], run, calibration, token_weight)
-                    if activations == "dense":
-                        observed = cache.keeping(observed, (_stack_of(name), batch))
-                    stack.enter_context(replaced_forward(block.module, observed))
-                    _stop_after(stack, block.module)
-                    try:
-                        run()
-                    except _Reached:
-                        pass
-                    else:
-                        raise ValueError(
-                            f"{name}: batch {batch} does not reach it, though the first batch did"
-                        )
+            on_all_ranks(partial(observe, position, calibration))
+            calibration.share()
             prune(name, calibration)
             final = position + 1 if activations == "dense" else position
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..distributed import gather, sum_over_ranks, world_size
 
 __all__ = ["STATISTICS", "Calibration", "LayerStats", "Weigh"]
 
@@ -84,6 +85,23 @@ class Calibration:
         """Follow a layer whose inputs were put in this order (int64 [in])."""
         stats = self._stats(name, "norm")
         stats.second = stats.second[order.to(stats.second.device)]
+
+    def share(self) -> None:
+        """Add up what the ranks gathered, so that each has the statistics of all batches.
+
+        They are those of one process to the bit: batches give float32 numbers, which add up exactly in
+        float64, in any order, unless one is 2^29 times another.
+        """
+        if world_size() == 1:
+            return
+        own = {name: (s.second.shape, s.sequences, float(s.tokens)) for name, s in self.stats.items()}
+        every = gather(own)
+        for name in sorted({name for rank in every for name in rank}):
+            shapes, sequences, tokens = zip(*(rank[name] for rank in every if name in rank), strict=True)
+            stats = self.stats.get(name)
+            second = torch.zeros(shapes[0], dtype=torch.float64) if stats is None else stats.second
+            weights = torch.tensor(sum(tokens), dtype=torch.float64)
+            self.stats[name] = LayerStats(sum_over_ranks(second), weights, sum(sequences))
 
     def _stats(self, name: str, statistics: str) -> LayerStats:
         if self.statistics != statistics:

@@ -15,6 +15,8 @@ from .. import models
 from ..allocation import LayerInfo
 from ..calibration import Calibration, Run, block_by_block, calibration_batches
 from ..config import PruneConfig
+from ..distributed import hides_progress, same_on_ranks, send_from_first, world_size
+from ..fingerprint import fingerprint
 from ..importance import measure_importance
 from ..models.running import evaluating
 from ..patterns import Pattern
@@ -43,6 +45,7 @@ def prune_(
     """Prune the linear layers of a model's blocks in place; it stays an ordinary dense model with zeros.
 
     Packed attention projections are seen as linear layers while this runs and folded back afterwards.
+    Ranks (see `vlprune.distributed`) share the calibration, and each gets the model of one process.
 
     Args:
         model: an open_clip model (see `vlprune.models.view`).
@@ -55,8 +58,8 @@ def prune_(
 
     Raises:
         ValueError: a weight or a calibration input is not finite (the layer is named), no calibration
-            data, a width that the pattern does not divide. The model is then as it was before, and so
-            it is after any other error or KeyboardInterrupt.
+            data, a width that the pattern does not divide, ranks with different models or data. The model
+            is then as it was before, and so it is after any other error or KeyboardInterrupt.
         NoMatchError: `targets` match no layer.
 
     """
@@ -74,7 +77,11 @@ def prune_(
         layers = select_layers(model, config, filter_fn)
         try:
             _check_weights(layers, config)
+            if world_size() > 1:
+                same_on_ranks("model", fingerprint(model, (), config.method))
             report = _prune_layers(model, layers, config, calib, undo, progress)
+            # on GPUs of different kinds products may have been rounded differently
+            send_from_first(parameter.data for parameter in undo.changed)
         except BaseException:
             undo.restore()
             raise
@@ -153,10 +160,8 @@ def _prune_layers(
             )
             bar.update()
 
-    disable = None if progress is None else not progress
-    with tqdm(
-        total=len(layers), desc=f"{config.method} {config.pattern}", unit="layer", disable=disable
-    ) as bar:
+    what, disable = f"{config.method} {config.pattern}", hides_progress(progress)
+    with tqdm(total=len(layers), desc=what, unit="layer", disable=disable) as bar:
         if config.statistics is None:
             for name in inside:
                 prune(name, None)

@@ -26,6 +26,11 @@ class Undo:
                 place = "cpu" if self._offload else parameter.device
                 self._kept[parameter] = parameter.detach().to(place, copy=True)
 
+    @property
+    def changed(self) -> tuple[Tensor, ...]:
+        """The parameters, in the order in which they were first to change."""
+        return tuple(self._kept)
+
     def restore(self) -> None:
         """Give every parameter its values back."""
         for parameter, values in self._kept.items():
