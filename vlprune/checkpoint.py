@@ -111,6 +111,10 @@ def from_pretrained(directory: str | os.PathLike[str], device: str = "cpu") -> n
     Zeros, packed layers, split attention, removed heads, neurons and layers, dtypes and frozen parameters
     come back as they were.
 
+    Args:
+        directory: the folder; nothing else is needed.
+        device: where the model goes.
+
     Raises:
         ValueError: a device that is not there; a file that is missing, cut short, of a newer format, or
             that contradicts the other.

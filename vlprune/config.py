@@ -202,9 +202,13 @@ METHODS: dict[str, type[PruneConfig]] = {
 
 
 def config_from_dict(data: dict[str, Any]) -> PruneConfig:
-    """Read what `PruneConfig.to_dict` wrote; an unknown method, version or field is named.
+    """Read what `PruneConfig.to_dict` wrote.
 
     Token weight and allocation may also be a kind's name alone, such as "atv" and "ecoflap".
+
+    Raises:
+        ValueError: an unknown method, version or field, which is named, or a value that is not allowed.
+
     """
     if not isinstance(data, dict):
         raise ValueError(f"config: expected a dict as PruneConfig.to_dict writes, got {data!r}")

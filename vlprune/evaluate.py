@@ -91,9 +91,17 @@ def evaluate(
 
     Under torchrun the ranks share the images and texts, and each returns the metrics of one process.
 
-    `model` has `encode_image` and `encode_text` with `normalize=True`; it runs in eval mode and keeps its own
-    mode afterwards. Inputs go to `device`, by default where the model's parameters are. `progress` None shows
-    bars on a terminal only. ValueError when an embedding is not finite, naming the tower.
+    Args:
+        model: has `encode_image` and `encode_text` with `normalize=True`; it runs in eval mode and keeps its
+            own mode afterwards.
+        data: of `load_data`.
+        batch_size: images, or texts, at once.
+        progress: None shows bars on a terminal, False never, True always.
+        device: where inputs go; None is where the model's parameters are.
+
+    Raises:
+        ValueError: an embedding is not finite (the tower is named), or no image could be decoded.
+
     """
     if not isinstance(data, PairData | LabelledData):
         raise ValueError(f"evaluate: data must come from load_data, got {type(data).__name__}")
@@ -106,7 +114,7 @@ def evaluate(
 
 
 def texts_to_embed(data: PairData | LabelledData, index: Sequence[int]) -> list[list[str]]:
-    """Every caption of these images in one list or, of labelled data, a list of prompts for each template."""
+    """Every caption of the images at `index` in one list; of labelled data, a list of prompts a template."""
     if isinstance(data, LabelledData):
         return [data.prompts(template) for template in data.templates]
     return [[text for i in index for text in data.captions[i]]]
@@ -142,7 +150,12 @@ def embed_images(
 ) -> tuple[Tensor, list[int]]:
     """Return the normalised image embeddings, float32 [N, D], and the position of each in the data.
 
-    Ranks share the batches, and each returns all: the embeddings of one process bit for bit.
+    Ranks share the batches, and each returns all: the embeddings of one process bit for bit. `model`,
+    `batch_size`, `progress` and `device` are those of `evaluate`.
+
+    Raises:
+        ValueError: no image could be decoded, or an embedding is not finite.
+
     """
     require_count("evaluate: batch_size", batch_size)
     device = torch.device(device or model_device(model))
@@ -198,7 +211,11 @@ def embed_texts(
     progress: bool | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return the normalised text embeddings, float32 [N, D]; ranks share the batches as of images."""
+    """Return the normalised embeddings of `texts`, float32 [N, D]; ranks share the batches as of images.
+
+    `tokenizer` maps a list of them to ids [N, L]; `model`, `batch_size`, `progress` and `device` are those of
+    `evaluate`.
+    """
     require_count("evaluate: batch_size", batch_size)
     device = torch.device(device or model_device(model))
     starts = own_share(range(0, len(texts), batch_size))
@@ -228,7 +245,10 @@ def classifier(
     progress: bool | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return one normalised embedding a class, float32 [classes, D]: the mean over `data.templates`."""
+    """Return one normalised embedding a class, float32 [classes, D]: the mean over `data.templates`.
+
+    `model`, `batch_size`, `progress` and `device` are those of `evaluate`.
+    """
     return _class_embeddings(
         [
             embed_texts(model, own, data.tokenizer, batch_size=batch_size, progress=progress, device=device)

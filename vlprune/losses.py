@@ -120,7 +120,8 @@ def widened(values: Tensor) -> Tensor:
 def captioning(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of the next token given image and caption so far, padding ignored: float32 scalar.
 
-    The captioning half of CoCa's loss (Yu et al. 2022, arXiv 2205.01917).
+    The captioning half of CoCa's loss (Yu et al. 2022, arXiv 2205.01917). `model` has a text decoder; `batch`
+    holds images and token ids.
     """
     decoded: Any = model(_cast(model, batch.images), batch.texts)
     logits = decoded["logits"].float()
@@ -133,6 +134,14 @@ def cross_entropy(data: LabelledData, batches: Iterable[Batch]) -> Loss:
     The prompts are embedded again in every call, because the text tower is part of what is judged. The
     classes are those that occur in the batches, so that a call embeds no more prompts than there are samples:
     32 images of a thousand classes are told from one another, not from the other 968.
+
+    Args:
+        data: labelled, with class names, templates and a tokenizer.
+        batches: all that the loss will be called with.
+
+    Raises:
+        ValueError: images of fewer than two classes.
+
     """
     seen = sorted({int(label) for batch in batches if batch.labels is not None for label in batch.labels})
     if len(seen) < 2:

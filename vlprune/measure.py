@@ -29,7 +29,7 @@ _FLUSH_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call took: median, 20th and 80th percentile over `samples` interleaved rounds."""
+    """Seconds a call took: `median`, 20th and 80th percentile `p20` and `p80`, over `samples` rounds."""
 
     median: float
     p20: float
@@ -97,7 +97,10 @@ def rounds_of(
     max_seconds: float = 30.0,
     cold: bool = False,
 ) -> dict[str, list[float]]:
-    """Time as `compare` does, and return name -> seconds of every round: entries of one place are a pair."""
+    """Time as `compare` does, and return name -> seconds of every round: entries of one place are a pair.
+
+    Arguments and what is refused are those of `compare`.
+    """
     if not candidates:
         raise ValueError("compare: expected at least one candidate, got none")
     if rounds < 1:

@@ -38,7 +38,21 @@ _DENSE = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What was measured for one 2:4 layer, seconds, and whether it is packed now."""
+    """What was measured for one 2:4 layer, and whether it is packed now.
+
+    Args:
+        name: qualified, of the layer.
+        tokens: of the input that it was measured on, 0 if it was not.
+        in_features: inputs.
+        out_features: outputs.
+        activation: that goes into the epilogue, or None.
+        dense: seconds of the dense layer, with the activation; None if not measured.
+        sparse: seconds of the packed one.
+        packed: whether it is packed now.
+        reason: why.
+        kernel: the fastest on a GPU, backend and config.
+
+    """
 
     name: str
     tokens: int
@@ -49,7 +63,7 @@ class LayerChoice:
     sparse: float | None
     packed: bool
     reason: str
-    kernel: str | None = None  # the fastest on a GPU: backend and config
+    kernel: str | None = None
 
     @property
     def speedup(self) -> float | None:

@@ -161,7 +161,12 @@ _KINDS: dict[str, type[TokenWeighting]] = {kind.kind: kind for kind in (Attentio
 
 
 def token_weighting(value: Any) -> TokenWeighting | TokenWeight | None:
-    """Read a token weight: None, a function, a weighting, its kind's name, or what its `to_dict` wrote."""
+    """Read a token weight: None, a function, a weighting, its kind's name, or what its `to_dict` wrote.
+
+    Raises:
+        ValueError: none of these; the kinds are listed.
+
+    """
     if value is None or isinstance(value, TokenWeighting):
         return value
     if isinstance(value, type):  # which could be called, too

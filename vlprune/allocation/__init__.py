@@ -30,7 +30,12 @@ _KINDS: dict[str, type[Allocation]] = {
 
 
 def allocation_from_dict(data: dict[str, Any] | str) -> Allocation:
-    """Read what `Allocation.to_dict` wrote, or a kind's name: that with its defaults."""
+    """Read what `Allocation.to_dict` wrote, or a kind's name: that with its defaults.
+
+    Raises:
+        ValueError: an unknown kind or field, which is named.
+
+    """
     fields = dict(data) if isinstance(data, dict) else {"kind": data}
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:

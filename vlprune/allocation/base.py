@@ -16,7 +16,14 @@ __all__ = ["Allocation", "LayerInfo", "as_list", "check_size", "is_finite"]
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """Where a layer stands: its number of weights, its tower ("visual" or "text"), its block's name."""
+    """Where a layer stands.
+
+    Args:
+        size: its number of weights.
+        tower: "visual" or "text".
+        block: the name of its block.
+
+    """
 
     size: int
     tower: str

@@ -28,9 +28,14 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Preprocessed images [B, C, H, W], token ids [B, L], positions in the data, and labels [B] or None.
+    """Some images of a data set with their texts.
 
-    `texts` is the first caption of each image, or the prompt of its class.
+    Args:
+        images: preprocessed, [B, C, H, W].
+        texts: token ids [B, L] of the first caption of each image, or of the prompt of its class.
+        index: positions in the data.
+        labels: [B], or None without classes.
+
     """
 
     images: Tensor
@@ -176,7 +181,16 @@ class ImageData(ABC):
 
 
 class PairData(ImageData):
-    """Images with one or more captions each: `captions[i]` belongs to image i."""
+    """Images with one or more captions each, as `load_data` makes them.
+
+    Args:
+        images: opened when a batch is asked for.
+        captions: `captions[i]` belongs to image i.
+        preprocess: maps a PIL image to a tensor [C, H, W].
+        tokenizer: maps a list of texts to ids [N, L].
+        problems: what was left out and why, and what to do with images that cannot be decoded.
+
+    """
 
     kind: Literal["pairs"] = "pairs"
 
@@ -212,6 +226,15 @@ class LabelledData(ImageData):
     Two classes may carry the same name (ImageNet has two cranes); they stay two classes.
     `limit` takes an even spread: the first image of every class, then the second of every class, and so on,
     so that 2000 of 200 classes means the first ten of each.
+
+    Args:
+        images: opened when a batch is asked for.
+        labels: `labels[i]` is the class of image i.
+        classes: names, by label.
+        preprocess: maps a PIL image to a tensor [C, H, W].
+        tokenizer: maps a list of texts to ids [N, L].
+        problems: as of `PairData`.
+
     """
 
     kind: Literal["labelled"] = "labelled"

@@ -40,7 +40,15 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """An image inside an uncompressed tar: only its place is held in memory."""
+    """An image inside an uncompressed tar: only its place is held in memory.
+
+    Args:
+        tar: path of the file.
+        member: name inside.
+        offset: first byte of the image.
+        size: its bytes.
+
+    """
 
     tar: str
     member: str

@@ -29,12 +29,20 @@ def load_data(
 ) -> PairData | LabelledData:
     """Read a data set's list; images are decoded when a batch is asked for.
 
-    Specs: `demo` (500 drawn test scenes; `demo:train:N` gives training scenes), `folder:DIR` (a folder a
-    class), `coco:FILE.json:IMAGES` (split at the last colon), `pairs:FILE.tsv`, `wds:GLOB.tar` (braces and
-    wildcards). `preprocess` maps a PIL image to a tensor [C, H, W] and may be called from several threads.
-    `on_error="skip"` leaves out and counts (`.skipped`, `.skip_reasons`) what "raise" would stop at: missing
-    or broken images, empty captions, malformed lines. `limit` keeps the first images, for labelled data an
-    even spread over the classes. Raises FileNotFoundError and ValueError naming the file and the line.
+    Args:
+        spec: `demo` (500 drawn test scenes; `demo:train:N` gives training scenes), `folder:DIR` (a folder a
+            class), `coco:FILE.json:IMAGES` (split at the last colon), `pairs:FILE.tsv`, `wds:GLOB.tar`
+            (braces and wildcards).
+        preprocess: maps a PIL image to a tensor [C, H, W]; it may be called from several threads.
+        tokenizer: maps a list of texts to ids [N, L].
+        on_error: "skip" leaves out and counts (`.skipped`, `.skip_reasons`) what "raise" would stop at:
+            missing or broken images, empty captions, malformed lines.
+        limit: keep the first images, of labelled data an even spread over the classes.
+
+    Raises:
+        FileNotFoundError: a file or folder of the spec is not there.
+        ValueError: an unknown spec, no images, or something malformed: the file and the line are named.
+
     """
     kind, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if kind not in _READERS or (spec != "demo" and not rest):

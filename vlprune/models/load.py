@@ -29,7 +29,13 @@ __all__ = ["LoadedModel", "load_model"]
 class LoadedModel:
     """A model in eval mode with what turns images and texts into its inputs.
 
-    `random_weights` is True where the model is an architecture alone, whose weights nobody trained.
+    Args:
+        model: on the device asked for.
+        preprocess: maps a PIL image to a tensor [C, H, W].
+        tokenizer: maps a list of texts to ids [N, L].
+        name: what it was loaded by.
+        random_weights: whether it is an architecture alone, whose weights nobody trained.
+
     """
 
     model: nn.Module

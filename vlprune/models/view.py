@@ -16,7 +16,15 @@ _TEXT = ("text", "text_model")
 
 @dataclass(frozen=True)
 class Block:
-    """One of a tower's repeated blocks."""
+    """One of a tower's repeated blocks.
+
+    Args:
+        name: qualified, in the model.
+        module: the block.
+        tower: "visual" or "text".
+        index: its number in the tower, from the input.
+
+    """
 
     name: str
     module: nn.Module
@@ -36,7 +44,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Tower:
-    """One of the two encoders; `prefix` starts the qualified name of everything in it."""
+    """One of the two encoders.
+
+    Args:
+        name: "visual" or "text".
+        module: what it hangs on.
+        prefix: starts the qualified name of everything in it.
+        blocks: in the order they run.
+
+    """
 
     name: str
     module: nn.Module

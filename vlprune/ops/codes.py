@@ -11,6 +11,6 @@ ACTIVATION_CODE = {None: 0, "gelu": 1, "quick_gelu": 2}
 
 
 def check_activation(op: str, activation: str | None) -> None:
-    """Refuse an activation other than None, "gelu" and "quick_gelu"."""
+    """Refuse, by the name of `op`, an activation other than None, "gelu" and "quick_gelu"."""
     if activation not in ACTIVATION_CODE:
         raise ValueError(f'{op}: expected activation None, "gelu" or "quick_gelu", got {activation!r}')

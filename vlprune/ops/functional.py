@@ -54,6 +54,9 @@ def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
     Returns:
         float32 [in], accumulated in float32 over short partial sums.
 
+    Raises:
+        ValueError: a dtype that is no float, or a token_weight that does not broadcast or is elsewhere.
+
     """
     _check_float("column_sumsq", "x", x)
     if x.dim() < 1:
@@ -123,7 +126,19 @@ def wanda_mask(
 ) -> Tensor:
     """Score and select in one go: equal to ``select(wanda_scores(weight, column_norm), ...)`` bit for bit.
 
-    Arguments, result and refusals are those of `wanda_scores` and `select`.
+    Args:
+        weight: as of `wanda_scores`.
+        column_norm: as of `wanda_scores`.
+        pattern: as of `select`.
+        sparsity: as of `select`.
+        scope: as of `select`.
+
+    Returns:
+        keep mask, bool [out, in].
+
+    Raises:
+        ValueError: as of `select`.
+
     """
     _check_scored("wanda_mask", weight, column_norm)
     name = _check_selection("wanda_mask", weight.shape[1], pattern, sparsity, scope)
@@ -210,7 +225,10 @@ def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
 def unpack24(values: Tensor, meta: Tensor) -> Tensor:
     """Write a packed weight out as dense [out, in] with zeros: the inverse of `pack24`, bit for bit.
 
-    Differentiable in `values`.
+    Args:
+        values: [out, in/2] as of `pack24`; differentiable.
+        meta: uint8 [out, ceil(in/8)] as of `pack24`.
+
     """
     _check_packed("unpack24", values, meta)
     return _unpack24(values, meta)
@@ -291,6 +309,9 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
 
     Returns:
         [B, S, H*d]; differentiable.
+
+    Raises:
+        ValueError: a shape, dtype or number of heads that does not fit.
 
     """
     _check_float("head_attention", "qkv", qkv)

@@ -44,7 +44,17 @@ def ria_mask(
     scope: str = "row",
     a: float = 0.5,
 ) -> Tensor:
-    """Keep mask [out, in] of `ria_scores`; the other arguments are those of `wanda_mask`."""
+    """Keep mask [out, in] of `ria_scores`.
+
+    Args:
+        weight: as of `ria_scores`.
+        column_norm: as of `ria_scores`.
+        pattern: as of `wanda_mask`.
+        sparsity: as of `wanda_mask`.
+        scope: as of `wanda_mask`.
+        a: as of `ria_scores`.
+
+    """
     return wanda_mask(*_wanda_arguments(weight, column_norm, a), pattern, sparsity, scope)
 
 
@@ -64,7 +74,8 @@ def channel_permutation(scores: Tensor, pattern: str | Pattern) -> Tensor:
         comes back unchanged where nothing better was found.
 
     Raises:
-        ValueError: a pattern other than n:m, or scores that are not finite or of another shape.
+        PatternError: a pattern other than n:m, or m that does not divide in.
+        ValueError: scores that are not finite or of another shape.
 
     """
     kind = Pattern.parse(pattern)

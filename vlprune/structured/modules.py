@@ -24,9 +24,14 @@ KINDS = ("heads", "neurons", "layers")
 class ModuleError:
     """What removing one head, group of neurons or layer costs.
 
-    `kind` is "heads", "neurons" or "layers"; `layer` counts from the input, and is None for a group that is
-    missing in all layers at once; `index` is the head, the group, or the layer again. `error` is the full
-    model's score minus the score without the module: large is important, and it may be negative.
+    Args:
+        tower: "visual" or "text".
+        layer: counts from the input; None for a group that is missing in all layers at once.
+        kind: "heads", "neurons" or "layers".
+        index: the head, the group, or the layer again.
+        error: the full model's score minus the score without the module: large is important, and it may be
+            negative.
+
     """
 
     tower: str

@@ -36,9 +36,18 @@ class LayerChoice:
 class Speedup:
     """A speed-up that was named, what the costs of layers predict of the choice, and what was measured of it.
 
-    `measured` is the median of several comparisons with the whole model, `spread` their least and largest;
-    `tries` says how many choices were measured, of which this one is nearest to `target`; `error` is the sum
-    of `layers`.
+    Args:
+        target: what was named.
+        tower: "visual", "text" or "both".
+        batch: images, or texts, in a call.
+        sparse: whether what remains counts as 2:4.
+        predicted: by the costs of the layers.
+        measured: the median of several comparisons with the whole model.
+        spread: the least and the largest of them.
+        tries: how many choices were measured, of which this one is nearest to `target`.
+        error: the sum of those of `layers`.
+        layers: what is left of each.
+
     """
 
     target: float
