@@ -3,15 +3,17 @@
 python benchmarks/mope_cost.py --out FILE [--model ViT-B-32]
 
 The published procedure runs both towers for every head of the image tower. FLOPs are counted for all heads
-on one pair; both procedures' grow with the number of pairs alike. Times are of subsets of the heads, as many
-of every layer, with both procedures in turn. Scores must be equal. Weights are random: what they are changes
-no cost. The same command continues where it was.
+on a batch of four pairs; both procedures' grow with the number of pairs alike. Times are of subsets of the
+heads, as many of every layer, with both procedures in turn, a round at a time. Scores must be equal. Weights
+are random: what they are changes no cost. The same command continues where it was; with more rounds it adds
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from vlprune.models.build import build_preprocess
 from vlprune.structured.ablated import EmbeddedData
 from vlprune.structured.modules import Removable, removable_modules
 from vlprune.structured.mope import scores_of_whole_models
+
+# Pairs on which FLOPs are counted, in one batch.
+COUNTED = 4
 
 
 def by_reuse(model: Any, data: Any, removed: list[Removable], batch_size: int) -> dict[str, float]:
@@ -66,27 +71,27 @@ def measured(args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     heads = removable_modules(model, ["heads"], ["visual"], groups=1, across_layers=False)
     row |= {"format": "vlprune-mope-cost", "model": args.model, "heads": len(heads)}
     if "flops" not in row:
-        data = load_data("demo:train:1", preprocess, tokenizer)
-        ours, our_flops = counted(partial(by_reuse, model, data, heads, 1))
-        theirs, two_flops = counted(partial(by_whole_models, model, data, heads[:1], 1))
+        # products of a single row, as of a batch of one, are rounded in another way than those of several
+        data = load_data(f"demo:train:{COUNTED}", preprocess, tokenizer)
+        ours, our_flops = counted(partial(by_reuse, model, data, heads, COUNTED))
+        theirs, two_flops = counted(partial(by_whole_models, model, data, heads[:1], COUNTED))
         if any(ours[key] != score for key, score in theirs.items()):
             raise ValueError(f"scores differ: {theirs}, {ours}")
         # the full model and one without a head cost the same
         their_flops = two_flops // 2 * (1 + len(heads))
         ratio = their_flops / our_flops
-        row["flops"] = {"pairs": 1, "whole_models": their_flops, "reuse": our_flops, "ratio": ratio}
+        row["flops"] = {"pairs": COUNTED, "whole_models": their_flops, "reuse": our_flops, "ratio": ratio}
         write_json(args.out, row)
-    if "time" not in row and args.rounds:
+    if args.rounds:
         data = load_data(f"demo:train:{args.pairs}", preprocess, tokenizer).in_memory()
-        row["time"] = timed(model, data, heads, args)
+        time_rounds(model, data, heads, row, args)
     return row | {"machine": measure.machine_info()}
 
 
-def timed(model: Any, data: Any, heads: list[Removable], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of subsets that take as many heads of every layer, and what follows for all heads.
-
-    Each further head costs the same; what comes before the first one is seen from two subsets.
-    """
+def time_rounds(
+    model: Any, data: Any, heads: list[Removable], row: dict[str, Any], args: argparse.Namespace
+) -> None:
+    """Add rounds of seconds for subsets of as many heads of every layer, and what follows for all heads."""
     few = [head for head in heads if head.index < args.heads]
     more = [head for head in heads if head.index < 3 * args.heads]
     results: dict[str, dict[str, float]] = {}
@@ -99,19 +104,30 @@ def timed(model: Any, data: Any, heads: list[Removable], args: argparse.Namespac
         "reuse": partial(kept, "reuse", by_reuse, few),
         "reuse_more": partial(kept, "reuse_more", by_reuse, more),
     }
-    times = measure.compare(calls, warmup=0, rounds=args.rounds, max_seconds=100)
-    for name in ("reuse", "reuse_more"):
-        if any(results[name][key] != score for key, score in results["whole_models"].items()):
-            raise ValueError(f"scores differ: {results}")
-    each = (times["reuse_more"].median - times["reuse"].median) / (len(more) - len(few))
-    ours = times["reuse_more"].median + each * (len(heads) - len(more))
-    theirs = times["whole_models"].median * (1 + len(heads)) / (1 + len(few))
-    return {
-        "pairs": args.pairs,
-        "heads": {"whole_models": len(few), "reuse": len(few), "reuse_more": len(more)},
-        **{name: timing.to_dict() for name, timing in times.items()},
-        "all_heads": {"whole_models": theirs, "reuse": ours, "ratio": theirs / ours},
-    }
+    settings = {"pairs": args.pairs, "heads": {"whole_models": len(few), "reuse_more": len(more)}}
+    if any(row.get("time", settings)[key] != settings[key] for key in settings):
+        raise SystemExit(f"{args.out}: has rounds of other pairs or heads; give a new --out")
+    found = row.setdefault("time", {**settings, "rounds": []})
+    while len(found["rounds"]) < args.rounds:
+        times = measure.compare(calls, warmup=0, rounds=1)
+        for name in ("reuse", "reuse_more"):
+            if any(results[name][key] != score for key, score in results["whole_models"].items()):
+                raise ValueError(f"scores differ: {results}")
+        found["rounds"].append({name: timing.median for name, timing in times.items()})
+        found["all_heads"] = for_all_heads(found["rounds"], len(few), len(more), len(heads))
+        write_json(args.out, row)
+
+
+def for_all_heads(rounds: list[dict[str, float]], few: int, more: int, total: int) -> dict[str, float]:
+    """Seconds of both procedures for all heads, from the medians of those for some.
+
+    Each further head costs the same; what comes before the first one is seen from two subsets.
+    """
+    times = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+    each = (times["reuse_more"] - times["reuse"]) / (more - few)
+    ours = times["reuse_more"] + each * (total - more)
+    theirs = times["whole_models"] * (1 + total) / (1 + few)
+    return {"whole_models": theirs, "reuse": ours, "ratio": theirs / ours}
 
 
 def main() -> None:

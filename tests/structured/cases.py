@@ -99,3 +99,14 @@ def labelled_data(model, count=30, classes=5):
     data = LabelledData([Numbered(i) for i in range(count)], labels, names, Pixels(model, count), token_ids)
     data.templates = ["a photo of a {}.", "a drawing of {}"]
     return data
+
+
+def round_rows_alike_(block):
+    """Let a block's linear layers add up every row in the same order, however many rows there are."""
+    parts = block_parts(block)
+    for layer in (parts.attention.out_proj, parts.mlp.fc1, parts.mlp.fc2):
+
+        def forward(x, layer=layer):
+            return (x[..., None, :] * layer.weight).sum(-1) + layer.bias
+
+        layer.forward = forward

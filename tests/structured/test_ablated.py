@@ -13,6 +13,8 @@ from vlprune.structured import mask_modules
 from vlprune.structured.ablated import embeddings_without
 from vlprune.structured.modules import removable_modules
 
+from .cases import round_rows_alike_
+
 
 @pytest.mark.parametrize("kind", ["clip", "custom-blocks", "pooler", "coca", "timm", "hf", "half"])
 @pytest.mark.parametrize("across_layers", [False, True])
@@ -45,12 +47,14 @@ def test_every_module(kind, across_layers, tmp_path):
 def test_only_what_comes_behind_the_module_runs():
     model = build("clip")
     models.split_attention_(model)
-    computed = []
+    round_rows_alike_(models.view(model).towers["visual"].blocks[-1].module)
+    computed, rows = [], {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.LayerNorm | nn.Conv2d):
 
             def noting(*args, name=name, forward=module.forward):
                 computed.append(name.removeprefix("visual.").replace("transformer.resblocks.", ""))
+                rows[computed[-1]] = args[0].shape[:-1].numel()
                 return forward(*args)
 
             module.forward = noting
@@ -68,14 +72,20 @@ def test_only_what_comes_behind_the_module_runs():
         if module.layer == 1 and module.index in ((0, 1) if module.kind == "layers" else (0,))
     ]
     assert [module.kind for module in removed] == ["heads", "neurons", "layers"]
-    embeddings_without(model, encode, [inputs(model)[0]], removed, lambda: None)
+    pictures = inputs(model)[0]
+    embeddings_without(model, encode, [pictures], removed, lambda: None)
     block = ["ln_1", "attn.qkv", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
     behind = [f"2.{name}" for name in block] + ["ln_post"]
-    # the whole tower once, the layer once more, and then without each
+    # the whole tower once, its end until it is known what is read, the layer once more, then without each
     assert len(runs[0]) == 2 + 3 * len(block) + 1
-    assert runs[1] == [f"1.{name}" for name in block]
-    assert runs[2:] == [
+    assert runs[1:-4] == [behind[:-1], *[["ln_post"]] * 5, behind]
+    assert runs[-4:] == [
+        [f"1.{name}" for name in block],
         ["1.attn.out_proj", "1.ln_2", "1.mlp.c_fc", "1.mlp.c_proj", *behind],
         ["1.mlp.c_proj", *behind],
         behind,
     ]
+    # of the last layer the class token alone
+    for name in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+        assert rows[f"2.{name}"] == len(pictures)
+        assert rows[f"1.{name}"] == 17 * len(pictures)

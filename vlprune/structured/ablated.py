@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..reuse import Memory, inside, outside
 from .mask import silence
 from .modules import Removable
 from .plan import plan_of
+from .reading import read_tokens
 
 __all__ = ["EmbeddedData", "embeddings_without", "share_of_layers"]
 
@@ -129,7 +130,8 @@ def embeddings_without(
 
     Of each batch the unchanged model's activations are remembered (`vlprune.reuse`), so that a head costs
     its layer's output projection and MLP and the layers behind, neurons the second layer of the MLP and the
-    layers behind, a layer only those behind it. They are kept for a batch at a time.
+    layers behind, a layer only those behind it. They are kept for a batch at a time. Where the embedding is
+    read from one token, the last layer computes little for the others (`read_tokens`).
 
     Args:
         model: in eval mode, its attention split.
@@ -142,13 +144,15 @@ def embeddings_without(
         The embeddings [modules, N, D].
 
     """
-    blocks = [b.module for tower in models.view(model).towers.values() for b in tower.blocks]
+    towers = {name: [block.module for block in t.blocks] for name, t in models.view(model).towers.items()}
+    blocks = [block for own in towers.values() for block in own]
     around = Memory(outside(model, blocks))
     ablations = [_Ablation(model, module) for module in removed]
     parts: list[Tensor] = []
     for batch in inputs:
         run = partial(encode, batch)
-        around.record(run)
+        full = around.record(run)
+        read = read_tokens(towers[removed[0].tower], run, full, around)
         found: list[Tensor] = []
         for block, group in itertools.groupby(ablations, key=lambda ablation: ablation.first):
             within = Memory([block, *inside(block)])
@@ -156,6 +160,7 @@ def embeddings_without(
                 within.record(run)
             for ablation in group:
                 with (
+                    read.alone() if read else nullcontext(),
                     ablation.silenced(),
                     around.answering(ablation.blocks),
                     within.answering(ablation.changed),
