@@ -1,0 +1,123 @@
+"""Ranks that train with a part of the weights each: `python sharded_child.py RANK RANKS STORE OUT`."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from small_clip import SmallClip
+
+import vlprune
+from vlprune.recovery import (
+    DistillConfig,
+    RecoverConfig,
+    SparseLoRAConfig,
+    add_sparse_lora_,
+    distill_,
+    loop,
+    merge_sparse_lora_,
+    recover_,
+)
+from vlprune.recovery.batches import Source
+from vlprune.recovery.objective import Distillation
+
+WIDTH = 20  # rows of which three ranks have 7, 7 and 6
+
+
+class Watching(Distillation):
+    """Notes how many numbers of the student's blocks a rank holds while none runs."""
+
+    def forward(self, batch):
+        parameters = [*self.student.visual.blocks.parameters(), *self.student.text.blocks.parameters()]
+        self.held = sum(p.to_local().numel() for p in parameters)
+        return super().forward(batch)
+
+
+def models():
+    """Return a dense model, a copy pruned to 2:4, and batches."""
+    torch.manual_seed(0)
+    dense = SmallClip(WIDTH).eval()
+    student = copy.deepcopy(dense)
+    vlprune.prune_(student, vlprune.MagnitudeConfig(pattern="2:4"))
+    return dense, student, [(torch.randn(6, 3, 4, 4), torch.randint(1, 30, (6, 8))) for _ in range(3)]
+
+
+def run(out, seed=0, suffix=""):
+    """Train in two ways, or go on from half way; losses, weights and where it took over."""
+    found = {}
+    common = {"learning_rate": 1e-3, "warmup": 0, "ema": 0.5, "shard": True, "save_every": 3, "steps": 6}
+    for kind in ("recover", "distill"):
+        dense, student, batches = models()
+        folder = out / f"{kind}{suffix}"
+        if kind == "recover":
+            types = [type(module) for module in dense.modules()]
+            # the first rank's adapters count
+            torch.manual_seed(seed)
+            add_sparse_lora_(dense, SparseLoRAConfig(rank=3), vlprune.masks(student))
+            config = RecoverConfig(**common, lam=0.3, checkpointing=True)
+            model, report = dense, recover_(dense, batches, config, out=folder, progress=False)
+            merge_sparse_lora_(model)
+            assert [type(module) for module in model.modules()] == types
+        else:
+            before = {name: id(p) for name, p in student.named_parameters()}
+            config = DistillConfig(**common, feat=10.0, weight_decay=0.1)
+            model, report = student, distill_(student, dense, batches, config, out=folder, progress=False)
+            # the very parameters that the model had, not others
+            assert {name: id(p) for name, p in model.named_parameters()} == before
+        zeros = vlprune.masks(models()[1])
+        assert all(torch.equal(model.get_parameter(name) != 0, mask) for name, mask in zeros.items())
+        found[kind] = (report.losses, dict(model.state_dict()), report.resumed)
+    return found
+
+
+def keep_half_way(folder, state):
+    """Save as ever, and the checkpoint of half way in a folder of its own."""
+    whole_save(folder, state)
+    if len(state["history"]) == 3:
+        whole_save(folder.with_name(f"{folder.name}-half"), state)
+
+
+def refused():
+    """Return what is said of a loss that is not finite, whether the weights are those before, and of ties."""
+    dense, student, batches = models()
+    own = {name: p.detach().clone() for name, p in student.named_parameters()}
+    bad = [(torch.full_like(images, float("nan")), texts) for images, texts in batches]
+    config = DistillConfig(steps=2, shard=True)
+    said = []
+    try:
+        distill_(student, dense, bad, config, progress=False)
+    except ValueError as error:
+        said.append(str(error))
+    said.append(all(torch.equal(p, own[name]) for name, p in student.named_parameters()))
+    student.visual.blocks[1].attn.proj = student.visual.blocks[0].attn.proj  # one layer in two blocks
+    try:
+        distill_(student, dense, batches, config, progress=False)
+    except ValueError as error:
+        said.append(str(error))
+    return said
+
+
+def held():
+    """Return how many numbers of the blocks a rank has, and whether dense weights became zero where held."""
+    dense, student, batches = models()
+    keep = {name: student.get_parameter(name) != 0 for name in vlprune.masks(student)}
+    config = DistillConfig(steps=2, shard=True, hidden=0, learning_rate=1e-2)
+    own = copy.deepcopy(dense)
+    objective = Watching(own, dense, config)
+    loop.fit("distill", objective, Source(batches, config, True), config, held=keep)
+    zeros = all(bool((own.get_parameter(name)[~mask] == 0).all()) for name, mask in keep.items())
+    return objective.held, zeros
+
+
+whole_save, loop.save_state = loop.save_state, keep_half_way
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, ranks, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[4])
+    dist.init_process_group("gloo", f"file://{sys.argv[3]}", rank=rank, world_size=ranks)
+    fresh, continued = run(out / "together", rank), run(out / "alone", rank, "-half")
+    torch.save([fresh, continued], out / f"{rank}.pt")
+    (out / f"{rank}.json").write_text(json.dumps([refused(), held()]))
+    dist.destroy_process_group()
