@@ -1,4 +1,4 @@
-# make demo | make test: each starts from nothing (own .venv, install, build, run).
+# make demo | make test | make bench: each starts from nothing (own .venv, install, build, run).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 DEMO_STAMP := $(VENV)/.demo-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
-.PHONY: demo test check bench accuracy gpu clean
+.PHONY: demo test check bench bench-full accuracy docs gpu clean
 .PHONY: gpu-build gpu-test gpu-ceilings gpu-linear24 gpu-linear24-fp16 gpu-linear24-cusparselt gpu-model
 .PHONY: gpu-scoring gpu-attention gpu-sanitize
 
@@ -21,12 +21,19 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(DEMO_STAMP)  ## linear24 against the dense layer on this machine
-	$(BIN)/vlprune bench
+bench: $(DEMO_STAMP)  ## every operator and whole towers beside their peers: two minutes, a page in out/bench
+	$(BIN)/vlprune bench --quick --out out/bench
+
+bench-full: $(DEMO_STAMP)  ## the same with every shape, dtype and tower
+	$(BIN)/vlprune bench --full --out out/bench-full
 
 accuracy: $(DEMO_STAMP)  ## what every method costs the built-in model, and every split between its towers
-	$(BIN)/python benchmarks/accuracy.py methods --out out/demo-methods.json
-	$(BIN)/python benchmarks/accuracy.py split --seeds 3 --out out/demo-split.json
+	$(BIN)/python -m benchmarks.accuracy methods --out out/demo-methods.json
+	$(BIN)/python -m benchmarks.accuracy split --seeds 3 --out out/demo-split.json
+
+docs: $(DEMO_STAMP)  ## the API reference from the docstrings, a page in out/api
+	$(BIN)/python -m pip install --quiet pdoc
+	$(BIN)/python -m pdoc -d google -o out/api vlprune '!vlprune.kernels'
 
 # With the Python that has torch for the GPU already, so that it needs no network. PARTS takes some: PARTS="build
 # test", or single measurements, PARTS="linear24 model". A part that fails does not keep the others from running.

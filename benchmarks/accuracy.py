@@ -1,7 +1,7 @@
 """What each pruning method costs in accuracy: one table a command, resumable, committed under results/.
 
-python benchmarks/accuracy.py methods --out FILE    every method at 50, 60, 70 % and 2:4
-python benchmarks/accuracy.py split --out FILE      sparsity shared out between the towers, 10:90 ... 90:10
+python -m benchmarks.accuracy methods --out FILE    every method at 50, 60, 70 % and 2:4
+python -m benchmarks.accuracy split --out FILE      sparsity shared out between the towers, 10:90 ... 90:10
 
 Both take --model, --data, --calib and --targets of the command line; a seed picks the calibration images.
 """
@@ -33,7 +33,9 @@ from vlprune import (
 )
 from vlprune.allocation import OWL, ECoFLaP
 from vlprune.config import PruneConfig
-from vlprune.files import read_json, write_json
+from vlprune.files import write_json
+
+from .continued import continue_from
 
 METHODS = {
     "magnitude": (MagnitudeConfig, None),
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_model(args.model)
     data = load_data(args.data, loaded.preprocess, loaded.tokenizer).subset(args.limit).in_memory()
     calib = load_data(args.calib, loaded.preprocess, loaded.tokenizer)
-    head = {
+    record: dict[str, Any] = {
         "format": "vlprune-accuracy",
         "table": args.table,
         "model": args.name or args.model,
@@ -90,14 +92,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "samples": args.samples,
         "targets": args.targets,
         "machine": measure.machine_info(),
+        "rows": {},
     }
-    rows: dict[str, Any] = {}
-    if args.out.exists():
-        kept = read_json(args.out)
-        for key in head.keys() - {"machine"}:
-            if kept.get(key) != head[key]:
-                raise SystemExit(f"{args.out}: holds a table of {key} {kept.get(key)!r}; give a new --out")
-        rows = kept["rows"]
+    continue_from(args.out, record, [key for key in record if key not in ("machine", "rows")])
+    rows = record["rows"]
     if "dense" not in rows:
         rows["dense"] = {"0": _row(loaded.model, data, None, 0.0)}
     for seed in range(args.seeds):
@@ -113,10 +111,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             report = prune_(model, config, calib.subset(picked), progress=False)
             own[str(seed)] = _row(model, data, report, time.perf_counter() - start)
-            write_json(args.out, head | {"rows": rows})
+            write_json(args.out, record)
             print(f"{name} seed {seed}: {own[str(seed)]['primary']:.2f}", flush=True)
-    write_json(args.out, head | {"rows": rows})
-    return head | {"rows": rows}
+    write_json(args.out, record)
+    return record
 
 
 def _row(model: Any, data: Any, report: Any, seconds: float) -> dict[str, Any]:

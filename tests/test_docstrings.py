@@ -13,8 +13,8 @@ import pytest
 ROOMS = (
     "vlprune", "vlprune.allocation", "vlprune.checkpoint", "vlprune.config", "vlprune.data",
     "vlprune.evaluate", "vlprune.losses", "vlprune.masks", "vlprune.measure", "vlprune.models", "vlprune.nn",
-    "vlprune.ops", "vlprune.prune", "vlprune.recovery", "vlprune.scoring", "vlprune.sparsify", "vlprune.structured",
-    "vlprune.token_weights",
+    "vlprune.ops", "vlprune.prune", "vlprune.recovery", "vlprune.scoring", "vlprune.sparsify",
+    "vlprune.structured", "vlprune.token_weights",
 )  # fmt: skip
 
 
