@@ -4,9 +4,10 @@ python benchmarks/mope_cost.py --out FILE [--model ViT-B-32]
 
 The published procedure runs both towers for every head of the image tower. FLOPs are counted for all heads
 on a batch of four pairs; both procedures' grow with the number of pairs alike. Times are of subsets of the
-heads, as many of every layer, with both procedures in turn, a round at a time. Scores must be equal. Weights
-are random: what they are changes no cost. The same command continues where it was; with more rounds it adds
-them.
+heads, as many of every layer, with both procedures in turn, a round at a time; seconds of the processor, all
+threads together, are kept beside those of the clock, which other work on the machine adds to. Scores must be
+equal. Weights are random: what they are changes no cost. The same command continues where it was; with more
+rounds it adds them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,39 +96,42 @@ def time_rounds(
     """Add rounds of seconds for subsets of as many heads of every layer, and what follows for all heads."""
     few = [head for head in heads if head.index < args.heads]
     more = [head for head in heads if head.index < 3 * args.heads]
+    # without whichever head, whole models cost the same
+    removed = {"whole_models": few[:: -(-len(few) // 3)], "reuse": few, "reuse_more": more}
     results: dict[str, dict[str, float]] = {}
+    cpu: dict[str, float] = {}
 
-    def kept(name: str, procedure: Any, removed: list[Removable]) -> None:
-        results[name] = procedure(model, data, removed, args.pairs)
+    def kept(name: str) -> None:
+        start = time.process_time()
+        procedure = by_whole_models if name == "whole_models" else by_reuse
+        results[name] = procedure(model, data, removed[name], args.pairs)
+        cpu[name] = time.process_time() - start
 
-    calls = {
-        "whole_models": partial(kept, "whole_models", by_whole_models, few),
-        "reuse": partial(kept, "reuse", by_reuse, few),
-        "reuse_more": partial(kept, "reuse_more", by_reuse, more),
-    }
-    settings = {"pairs": args.pairs, "heads": {"whole_models": len(few), "reuse_more": len(more)}}
+    settings = {"pairs": args.pairs, "heads": {name: len(own) for name, own in removed.items()}}
     if any(row.get("time", settings)[key] != settings[key] for key in settings):
         raise SystemExit(f"{args.out}: has rounds of other pairs or heads; give a new --out")
-    found = row.setdefault("time", {**settings, "rounds": []})
-    while len(found["rounds"]) < args.rounds:
-        times = measure.compare(calls, warmup=0, rounds=1)
+    found = row.setdefault("time", {**settings, "clock": [], "cpu": []})
+    while len(found["clock"]) < args.rounds:
+        times = measure.compare({name: partial(kept, name) for name in removed}, warmup=0, rounds=1)
         for name in ("reuse", "reuse_more"):
             if any(results[name][key] != score for key, score in results["whole_models"].items()):
                 raise ValueError(f"scores differ: {results}")
-        found["rounds"].append({name: timing.median for name, timing in times.items()})
-        found["all_heads"] = for_all_heads(found["rounds"], len(few), len(more), len(heads))
+        found["clock"].append({name: timing.median for name, timing in times.items()})
+        found["cpu"].append(dict(cpu))
+        found["all_heads"] = for_all_heads(found["clock"], settings["heads"], len(heads))
+        found["all_heads_cpu"] = for_all_heads(found["cpu"], settings["heads"], len(heads))
         write_json(args.out, row)
 
 
-def for_all_heads(rounds: list[dict[str, float]], few: int, more: int, total: int) -> dict[str, float]:
+def for_all_heads(rounds: list[dict[str, float]], counts: dict[str, int], total: int) -> dict[str, float]:
     """Seconds of both procedures for all heads, from the medians of those for some.
 
     Each further head costs the same; what comes before the first one is seen from two subsets.
     """
     times = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
-    each = (times["reuse_more"] - times["reuse"]) / (more - few)
-    ours = times["reuse_more"] + each * (total - more)
-    theirs = times["whole_models"] * (1 + total) / (1 + few)
+    each = (times["reuse_more"] - times["reuse"]) / (counts["reuse_more"] - counts["reuse"])
+    ours = times["reuse_more"] + each * (total - counts["reuse_more"])
+    theirs = times["whole_models"] * (1 + total) / (1 + counts["whole_models"])
     return {"whole_models": theirs, "reuse": ours, "ratio": theirs / ours}
 
 
