@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vlprune import report
+from vlprune.bench import OURS, crossovers
 from vlprune.files import read_json
 
 __all__ = [
     "accuracy",
     "accuracy_table",
+    "crossover_table",
     "linear24",
     "linear24_mean",
     "linear24_rate",
@@ -77,15 +79,13 @@ def linear24(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
 
 def linear24_rate(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
     """GFLOP/s of `linear24`, counted as if the zeros were multiplied too."""
-    found = _linear24_row(dtype, inputs, outputs, tokens)
-    return 2e-9 * tokens * inputs * outputs / float(found["sparse"]["median"])
+    seconds = _linear24_row(dtype, inputs, outputs, tokens)["seconds"]
+    return 2e-9 * tokens * inputs * outputs / float(seconds)
 
 
 def linear24_mean(dtype: str) -> float:
     """Geometric mean of these speeds over all shapes and numbers of tokens."""
-    return statistics.geometric_mean(
-        row["speedup"] for row in result("linear24")["rows"] if row["dtype"] == dtype
-    )
+    return statistics.geometric_mean(row["speedup"] for row in _linear24_rows() if row["dtype"] == dtype)
 
 
 def scoring(figure: str, cases: Iterable[str]) -> list[float]:
@@ -96,12 +96,24 @@ def scoring(figure: str, cases: Iterable[str]) -> list[float]:
 
 def linear24_table(dtype: str) -> str:
     """Speed over dense: a row a shape, a column a number of tokens."""
-    rows = [row for row in result("linear24")["rows"] if row["dtype"] == dtype]
+    rows = [row for row in _linear24_rows() if row["dtype"] == dtype]
     counts = list(dict.fromkeys(row["tokens"] for row in rows))
     shapes = dict.fromkeys((row["in"], row["out"]) for row in rows)
     head = ["speed over dense", f"{counts[0]} tokens", *map(str, counts[1:])]
     body = [[f"{i} -> {o}", *(f"{linear24(dtype, i, o, n):.2f}x" for n in counts)] for i, o in shapes]
     return markdown(head, body)
+
+
+def crossover_table(name: str, dtype: str) -> str:
+    """Where 2:4 pays: tokens down, shapes across; what is even within the noise, or slower, says so."""
+    (one,) = (found for found in crossovers(result(name)) if found.dtype == dtype)
+    said = {"faster": "", "even": ", even", "slower": ", **slower**"}
+    body = []
+    for tokens in one.tokens:
+        cells = [one.cells.get((tokens, shape)) for shape in one.shapes]
+        shown = [f"{cell.speedup:.2f}x{said[cell.verdict]}" if cell else "" for cell in cells]
+        body.append([str(tokens), *shown])
+    return markdown(["tokens", *(f"{i} -> {o}" for i, o in one.shapes)], body)
 
 
 def accuracy_table(name: str, columns: Sequence[str], digits: int) -> str:
@@ -150,11 +162,27 @@ def _primaries(name: str, row: str) -> list[float]:
     return [float(draw["primary"]) for draw in result(name)["rows"][row].values()]
 
 
-def _linear24_row(dtype: str, inputs: int, outputs: int, tokens: int) -> Any:
+def _linear24_rows() -> list[dict[str, Any]]:
+    """The file's rows: those of `vlprune bench --tokens`, or of the time before it had other operators."""
+    found = result("linear24")
+    if "format" not in found:
+        return [{**row, "seconds": row["sparse"]["median"]} for row in found["rows"]]
+    full = {"fp32": "float32", "bf16": "bfloat16"}
+    return [
+        {
+            "dtype": full[row["dtype"]],
+            **{key: row["sizes"][key] for key in ("tokens", "in", "out")},
+            "speedup": row["speedup"],
+            "seconds": row["times"][OURS]["median"],
+        }
+        for row in found["rows"]
+        if row["op"] == "linear24" and row["dtype"] in full and row["sizes"]["activation"] is None
+    ]
+
+
+def _linear24_row(dtype: str, inputs: int, outputs: int, tokens: int) -> dict[str, Any]:
     wanted = (dtype, inputs, outputs, tokens)
     (row,) = (
-        row
-        for row in result("linear24")["rows"]
-        if (row["dtype"], row["in"], row["out"], row["tokens"]) == wanted
+        row for row in _linear24_rows() if (row["dtype"], row["in"], row["out"], row["tokens"]) == wanted
     )
     return row
