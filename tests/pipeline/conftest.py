@@ -14,14 +14,20 @@ class Words:
         return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
 
 
+def pixels(picture):
+    """A tensor of the picture as it is."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    return pil_to_tensor(picture) / 255
+
+
 @pytest.fixture
 def pairs(tmp_path):
     from PIL import Image
-    from torchvision.transforms.v2.functional import pil_to_tensor
 
     lines = []
     for i in range(6):
         Image.new("RGB", (32, 32), (40 * i, 255 - 40 * i, 20)).save(tmp_path / f"{i}.png")
         lines.append(f"{i}.png\tscene number {i}\n")
     (tmp_path / "pairs.tsv").write_text("".join(lines))
-    return load_data(f"pairs:{tmp_path / 'pairs.tsv'}", lambda im: pil_to_tensor(im) / 255, Words())
+    return load_data(f"pairs:{tmp_path / 'pairs.tsv'}", pixels, Words())
