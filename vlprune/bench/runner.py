@@ -104,7 +104,7 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
     samples = measure.rounds_of(
         timed_calls(work, device),
         device=device,
-        warmup=2,
+        warmup=1,
         rounds=effort.rounds,
         min_seconds=effort.seconds,
         max_seconds=effort.most,

@@ -30,7 +30,7 @@ def write_bench(record: Mapping[str, Any], path: Path) -> None:
         rooflines=[(dtype, plot) for dtype in _dtypes(record) if (plot := roofline(record, dtype))],
         crossovers=[(one, crossover_plot(one)) for one in crossovers(record) if len(one.cells) > 1],
         marks=MARKS,
-        groups=[(op, _lines(record, op)) for op in dict.fromkeys(row["op"] for row in record["rows"])],
+        groups=[_group(record, op) for op in dict.fromkeys(row["op"] for row in record["rows"])],
         layers=[(row["name"], plot) for row in towers if (plot := layer_times(row))],
     )
 
@@ -48,9 +48,9 @@ def _dtypes(record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(row["dtype"] for row in record["rows"]))
 
 
-def _lines(record: Mapping[str, Any], op: str) -> list[dict[str, Any]]:
-    """Table lines of one operator: a line a case, with all its peers."""
-    lines = []
+def _group(record: Mapping[str, Any], op: str) -> dict[str, Any]:
+    """The table of one operator: a line a case, with all its peers; who they are if it is always the same."""
+    lines: list[dict[str, Any]] = []
     for row in record["rows"]:
         if row["op"] != op:
             continue
@@ -73,4 +73,5 @@ def _lines(record: Mapping[str, Any], op: str) -> list[dict[str, Any]]:
                 "share": share,
             }
         )
-    return lines
+    peers = {peer for line in lines for peer, _, _ in line.get("peers", ())}
+    return {"op": op, "lines": lines, "peer": peers.pop() if len(peers) == 1 else None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ __all__ = ["crossover_plot", "roofline"]
 _WIDTH, _HEIGHT = 4.3, 3.5
 
 _ROOF = "#1c2127"
+# Behind words that stand on lines or points.
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
 _MARKS = {"linear24": ("#0072B2", "o"), "head_attention": ("#009E73", "^")}
 
 
@@ -38,10 +41,14 @@ def roofline(record: Mapping[str, Any], dtype: str) -> str | None:
     _ceilings(axes, found, dtype, [_point(row, name)[0] for row in rows for name in row["times"]])
     axes.set_xscale("log")
     axes.set_yscale("log")
+    # whole decades, so that each axis has a number at either end
+    low, high = (math.log10(end) for end in axes.get_ylim())
+    axes.set_ylim(10.0 ** math.floor(low), 10.0 ** math.ceil(high))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter("")
     axes.set_xlabel("operations a byte that has to move")
     axes.set_ylabel("GFLOP/s, of the dense form")
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    return svg(made)
+    return _finished(made, axes)
 
 
 def _point(row: Mapping[str, Any], name: str) -> tuple[float, float]:
@@ -50,8 +57,11 @@ def _point(row: Mapping[str, Any], name: str) -> tuple[float, float]:
 
 def _ceilings(axes: Any, found: Mapping[str, Any], dtype: str, across: list[float]) -> None:
     rate, bandwidth = found["rate"][dtype], found["bandwidth"]
-    low, high = min(across) / 1.6, max(across) * 1.6
-    for speed, dashes, name in ((bandwidth["memory"], "-", "memory"), (bandwidth["cache"], ":", "caches")):
+    low, high = min(across) / 3, max(across) * 3
+    slopes = [(bandwidth["memory"], "-", "memory")]
+    if bandwidth["cache"] > 1.2 * bandwidth["memory"]:
+        slopes.append((bandwidth["cache"], ":", "caches"))
+    for speed, dashes, name in slopes:
         end = min(high, 2 * rate / speed)
         if end <= low:
             continue
@@ -65,6 +75,7 @@ def _ceilings(axes: Any, found: Mapping[str, Any], dtype: str, across: list[floa
             textcoords="offset points",
             fontsize=7,
             va="bottom" if dashes == ":" else "top",
+            bbox=_PAPER,
         )
     for times, dashes, name in ((1, "-", "dense product"), (2, "--", "twice: all of 2:4")):
         start = times * rate / max(bandwidth.values())
@@ -78,20 +89,21 @@ def _ceilings(axes: Any, found: Mapping[str, Any], dtype: str, across: list[floa
             textcoords="offset points",
             fontsize=7,
             ha="right",
+            bbox=_PAPER,
         )
 
 
 def crossover_plot(one: Crossover) -> str | None:
     """A line a shape that was measured at several numbers of tokens: speed over dense, percentiles as bars.
 
-    Shapes that are no MLP's first layer are left out. None where no line has two points.
+    Shapes that are no MLP's first layer are left out. None where no line has three points.
     """
     widths = [shape for shape in one.shapes if shape[1] == 4 * shape[0]]
     lines = {
         shape: [(tokens, one.cells[tokens, shape]) for tokens in one.tokens if (tokens, shape) in one.cells]
         for shape in widths
     }
-    lines = {shape: points for shape, points in lines.items() if len(points) > 1}
+    lines = {shape: points for shape, points in lines.items() if len(points) > 2}
     if not lines:
         return None
     made, axes = figure(_WIDTH, _HEIGHT)
@@ -117,11 +129,25 @@ def crossover_plot(one: Crossover) -> str | None:
         )
     every = sorted({tokens for points in lines.values() for tokens, _ in points})
     axes.set_xscale("log")
-    axes.set_xticks(every, [str(tokens) for tokens in every], fontsize=8)
+    axes.set_xticks(_apart(every), [str(tokens) for tokens in _apart(every)], fontsize=8)
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=0)
     axes.annotate("slower than dense", (every[0], 0.06), fontsize=8, color="#a04000")
     axes.set_xlabel("tokens")
     axes.set_ylabel("times as fast as dense")
-    axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right")
+    return _finished(made, axes)
+
+
+def _apart(numbers: list[int]) -> list[int]:
+    """Those that do not stand on top of each other on a logarithmic axis, from the largest down."""
+    kept: list[int] = []
+    for number in reversed(numbers):
+        if not kept or number * 1.6 <= kept[-1]:
+            kept.append(number)
+    return kept[::-1]
+
+
+def _finished(made: Any, axes: Any) -> str:
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return svg(made)

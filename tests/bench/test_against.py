@@ -1,0 +1,199 @@
+"""Two versions beside each other: trees of commits, the processes, and the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from bench.bench_records import bench_record
+
+from vlprune.bench import Selection, Tree, against, cases, checkout, this_tree, tree_of
+from vlprune.bench.against import CaseFailed, Worker
+from vlprune.cli import main
+
+SMALL = Selection(tokens=(2,), dtypes=("fp32",), only=("768 -> 2304",))
+ORDER = {"device": "cpu", "threads": 1, "selection": SMALL.to_dict()}
+
+
+def git(folder, *arguments):
+    named = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(folder), *named, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository of two commits whose native sources are the same, with a library built."""
+    root = tmp_path / "repository"
+    (root / "vlprune").mkdir(parents=True)
+    (root / "csrc").mkdir()
+    (root / "csrc" / "a.cpp").write_text("int a;")
+    (root / "vlprune" / "__init__.py").write_text("version = 1")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "one")
+    git(root, "tag", "one")
+    (root / "vlprune" / "__init__.py").write_text("version = 2")
+    git(root, "commit", "-q", "-am", "two")
+    (root / "vlprune" / "_C.some.so").write_bytes(b"built")
+    monkeypatch.setattr(checkout, "this_tree", lambda: Tree(root, "here"))
+    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path / "cache"))
+    return root
+
+
+def test_a_commit_is_written_out_once_with_the_library_it_shares(repository):
+    tree = tree_of("one")
+    assert (tree.path / "vlprune" / "__init__.py").read_text() == "version = 1"
+    assert (tree.path / "vlprune" / "_C.some.so").read_bytes() == b"built"
+    assert tree.label == "one"
+    (tree.path / "mark").touch()
+    assert (tree_of("one").path / "mark").exists()
+    assert [path.name for path in tree.path.parent.iterdir()] == [tree.path.name]
+    assert (repository / "vlprune" / "__init__.py").read_text() == "version = 2"
+
+
+def test_other_native_sources_are_built(repository):
+    (repository / "csrc" / "a.cpp").write_text("int b;")
+    (repository / "setup.py").write_text("raise SystemExit('no compiler here')")
+    git(repository, "add", "setup.py")
+    git(repository, "commit", "-q", "-m", "three")
+    said = []
+    with pytest.raises(ValueError, match="cannot be built: no compiler here"):
+        tree_of("HEAD", said.append)
+    assert said == [said[0]]
+    assert "other native sources, building" in said[0]
+    # nothing half-written stays
+    assert not list((repository.parent / "cache").iterdir())
+
+
+def test_a_folder_is_taken_as_it_is(repository):
+    tree = tree_of(str(repository))
+    assert tree.path == repository
+    assert tree.label.startswith("one-1-g")
+
+
+@pytest.mark.parametrize("spec", ["no-such-commit", "--output=x"])
+def test_neither_folder_nor_commit(repository, spec):
+    with pytest.raises(ValueError, match=f"expected a folder or a commit of .*, got '{spec}'"):
+        tree_of(spec)
+
+
+def test_a_folder_without_the_package(tmp_path):
+    with pytest.raises(ValueError, match="expected a folder with vlprune/ in it"):
+        tree_of(str(tmp_path))
+
+
+def test_a_worker_times_the_package_of_its_tree(tmp_path):
+    """Its answers are about the tree's own operators: a copy whose linear24 is wrong is refused."""
+    (name,) = [case.name for case in cases(SMALL)]
+    with Worker({"tree": str(this_tree().path), **ORDER}) as worker:
+        worker.ready()
+        assert 0 < worker.prepare(name) < 60
+        assert 0 < worker.burst(3) < 60
+    copy = tmp_path / "vlprune"
+    copy.mkdir()
+    for part in (this_tree().path / "vlprune").iterdir():
+        if part.name not in ("ops", "__init__.py", "bench"):
+            (copy / part.name).symlink_to(part)
+    (copy / "__init__.py").write_text((this_tree().path / "vlprune" / "__init__.py").read_text())
+    ops = this_tree().path / "vlprune" / "ops"
+    (copy / "ops").mkdir()
+    for part in ops.iterdir():
+        if part.name != "__init__.py":
+            (copy / "ops" / part.name).symlink_to(part)
+    wrong = "\n_linear24 = linear24\n\ndef linear24(*a, **k):\n    return _linear24(*a, **k) + 1\n"
+    (copy / "ops" / "__init__.py").write_text((ops / "__init__.py").read_text() + wrong)
+    with Worker({"tree": str(tmp_path), **ORDER}) as worker:
+        worker.ready()
+        with pytest.raises(CaseFailed, match="largest error"):
+            worker.prepare(name)
+
+
+def test_a_tree_that_cannot_be_imported_is_one_line(tmp_path):
+    (tmp_path / "vlprune").mkdir()
+    (tmp_path / "vlprune" / "__init__.py").write_text("raise RuntimeError('broken')")
+    with (
+        Worker({"tree": str(tmp_path), **ORDER}) as worker,
+        pytest.raises(ValueError, match=r"--against: .*: RuntimeError: broken"),
+    ):
+        worker.ready()
+
+
+@pytest.mark.slow
+def test_against_itself_end_to_end():
+    tree = this_tree()
+    threads = torch.get_num_threads()
+    (change,) = against(tree, tree, SMALL, repeats=3, progress=False)
+    assert change.low < change.ratio < change.high
+    assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def files(tmp_path):
+    old, new = bench_record(), bench_record()
+    slower = new["rows"][2]
+    slower["ratio"] = {key: value / 1.5 for key, value in slower["ratio"].items()} | {"samples": 9}
+    for name, record in (("old", old), ("new", new)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_compare_prints_what_changed(files, capsys):
+    assert main(["bench", "--compare", str(files / "old.json"), str(files / "new.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split()[-1] == "slower"
+    assert lines[2].startswith("linear24 fp32 400 x 512 -> 2048 ")
+    assert "8 cases: 1 slower, 0 faster" in " ".join(lines)
+
+
+def test_compare_as_json_and_as_a_file(files, capsys):
+    options = ["--json", "--out", str(files / "out")]
+    assert main(["bench", "--compare", str(files / "old.json"), str(files / "new.json"), *options]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [c["name"] for c in printed["cases"] if c["verdict"] == "slower"] == [
+        "linear24 fp32 400 x 512 -> 2048"
+    ]
+    assert json.loads((files / "out" / "changes.json").read_text()) == printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compare", "{}/old.json", "{}/none.json"], "none.json: no such file"),
+        (["--compare", "{}/old.json", "{}/text.json"], "text.json is no result of vlprune bench"),
+        (["--against", "a", "b", "c"], "expected one or two versions, got 3"),
+        (["--against", ".", "--repeats", "2"], "--repeats: expected at least 3, got 2"),
+        (["--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'"),
+        (["--only", "linear42"], "--only: no case fits 'linear42'"),
+        (["--least", "-1"], "--least: expected a fraction of at least 0, got -1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_line(files, options, message, capsys):
+    (files / "text.json").write_text("[]")
+    assert main(["bench", *(option.format(files) for option in options)]) == 2
+    out, err = capsys.readouterr()
+    assert len(err.strip().splitlines()) == 1
+    assert message in err
+    assert out == ""
+
+
+def test_command_measures_and_writes(tmp_path):
+    command = [sys.executable, "-m", "vlprune", "bench", "--tokens", "2", "--rounds", "5", "--dtype", "fp32"]
+    done = subprocess.run(
+        [*command, "--only", "768 -> 2304", "--threads", "1", "--out", str(tmp_path / "out"), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    record = json.loads(done.stdout)
+    assert [row["label"] for row in record["rows"]] == ["2 x 768 -> 2304"]
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == record
+    assert (tmp_path / "out" / "bench.html").read_text().startswith("<!doctype html>")
+
+
+def test_report_draws_a_benchmark_again(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(bench_record()))
+    assert main(["report", str(path)]) == 0
+    assert "Where 2:4 pays, fp32" in capsys.readouterr().out
+    assert "Where 2:4 pays" in (tmp_path / "bench.html").read_text()

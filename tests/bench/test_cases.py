@@ -1,0 +1,181 @@
+"""The cases: each checked and run at a small size, what they count, and which of them a selection takes."""
+
+import json
+
+import pytest
+import torch
+
+from vlprune import ops
+from vlprune.bench import OURS, Selection, cases, published, run_bench, runner, towers
+from vlprune.bench.case import Case
+from vlprune.bench.ops_cases import attention_case, linear24_case
+from vlprune.bench.runner import Effort, measure_case
+from vlprune.bench.scoring_cases import mask_case, pack_case, sumsq_case, unpack_case, wanda_pack_case
+from vlprune.bench.towers import tower_case
+
+CPU = torch.device("cpu")
+
+SMALL = [
+    linear24_case(5, 64, 48),
+    linear24_case(5, 64, 48, "bf16"),
+    linear24_case(5, 64, 48, "fp32", "gelu"),
+    attention_case(2, 7, 3, width=16),
+    attention_case(2, 7, 3, "bf16", causal=True, width=16),
+    sumsq_case(9, 40),
+    mask_case((24, 48), "2:4"),
+    mask_case((24, 48), "4:8", "bf16"),
+    mask_case((24, 48), "unstructured"),
+    wanda_pack_case((24, 48)),
+    pack_case((24, 48), "bf16"),
+    unpack_case((24, 48)),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name.replace(" ", "_"))
+def test_every_operator_is_checked_and_timed(case):
+    row = measure_case(case, CPU, Effort(5, 0.0, 1.0))
+    assert list(row["times"]) == [OURS, *case.peers]
+    assert all(timing["samples"] == 5 for timing in row["times"].values())
+    assert row["speedup"] == row["times"][case.peers[0]]["median"] / row["times"][OURS]["median"]
+    assert row["ratio"]["p20"] <= row["ratio"]["median"] <= row["ratio"]["p80"]
+    assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize(
+    ("op", "spoiled", "case"),
+    [
+        ("linear24", lambda y: y + 0.1, SMALL[0]),
+        ("head_attention", lambda y: y.roll(1, -1), SMALL[3]),
+        ("column_sumsq", lambda y: 1.01 * y, SMALL[5]),
+        ("wanda_mask", lambda y: ~y, SMALL[6]),
+        ("wanda_pack24", lambda y: (y[0], y[1] + 1), SMALL[9]),
+        ("pack24", lambda y: (2 * y[0], y[1]), SMALL[10]),
+        ("unpack24", lambda y: y + 1, SMALL[11]),
+    ],
+)
+def test_a_wrong_result_is_never_timed(op, spoiled, case, monkeypatch):
+    original = getattr(ops, op)
+    monkeypatch.setattr(ops, op, lambda *a, **k: spoiled(original(*a, **k)))
+    with pytest.raises(ValueError, match=r"largest error|differs from plain PyTorch"):
+        measure_case(case, CPU, Effort(5, 0.0, 1.0))
+
+
+def test_operations_and_bytes_of_a_product():
+    """10 tokens, 8 -> 16 in float32: x, y and bias, and the weight, or half of it and meta."""
+    work = linear24_case(10, 8, 16).make(CPU)
+    around = 4 * (10 * 8 + 10 * 16 + 16)
+    assert work.operations == 2560
+    assert work.moved == {OURS: around + 4 * 64 + 16, "F.linear": around + 4 * 128}
+
+
+def test_operations_of_attention():
+    """2 x 7 tokens, 3 heads of 16: two products of 7 x 7 x 16 a head, of which causal ones need half."""
+    assert attention_case(2, 7, 3, width=16).make(CPU).operations == 4 * 2 * 3 * 49 * 16
+    assert attention_case(2, 7, 3, width=16, causal=True).make(CPU).operations == 2 * 2 * 3 * 49 * 16
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
+def test_published_groups_are_the_operators(pattern):
+    kept, group = map(int, pattern.split(":"))
+    norm = torch.rand(64) + 0.5
+    weight = published.untied_weight((32, 64), torch.bfloat16, norm, torch.Generator().manual_seed(1))
+    mask = published.group_mask(weight, norm, kept, group)
+    assert torch.equal(mask, ops.wanda_mask(weight, norm, pattern))
+    assert mask.view(32, -1, group).sum(-1).eq(kept).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("full", [False, True], ids=["quick", "full"])
+def test_the_sets(device, full):
+    chosen = cases(Selection(full), device)
+    names = [case.name for case in chosen]
+    assert len(set(names)) == len(names)
+    every = {"linear24", "wanda_mask", "wanda_pack24", "column_sumsq", "head_attention", "pack24", "unpack24"}
+    assert {case.op for case in chosen} == {*every, "tower"}
+    models = {case.sizes["model"] for case in chosen if case.op == "tower"}
+    assert models == ({"ViT-B-32", "ViT-B-16", "ViT-L-14"} if full else {"ViT-B-32"})
+    assert {case.sizes["tower"] for case in chosen if case.op == "tower"} == {"image", "text"}
+
+
+def test_full_holds_quick():
+    assert {c.name for c in cases(Selection())} < {c.name for c in cases(Selection(True))}
+
+
+def test_only():
+    assert {case.op for case in cases(Selection(only=("pack24",)))} == {"pack24"}
+    assert {case.op for case in cases(Selection(only=("*pack24*",)))} >= {"pack24", "wanda_pack24"}
+    assert [case.name for case in cases(Selection(only=("50 x 768 -> 3072",), dtypes=("bf16",)))] == [
+        "linear24 bf16 50 x 768 -> 3072"
+    ]
+    with pytest.raises(ValueError, match=r"--only: no case fits 'linear42'; there are linear24"):
+        cases(Selection(only=("linear42",)))
+
+
+def test_tokens_are_linear24_alone():
+    chosen = cases(Selection(tokens=(3,), dtypes=("fp32",)))
+    assert [case.label for case in chosen] == [
+        "3 x 768 -> 3072",
+        "3 x 3072 -> 768",
+        "3 x 768 -> 2304",
+        "3 x 1024 -> 4096",
+    ]
+
+
+def test_selection_goes_through_json():
+    selection = Selection(True, ("linear24",), ("bf16",), (8, 9))
+    assert Selection.from_dict(json.loads(json.dumps(selection.to_dict()))) == selection
+
+
+def test_a_tower_small_enough_to_test(monkeypatch, clip):
+    """What the towers' cases do with a model of open_clip's, on one that takes no time."""
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "create_model", lambda _: clip)
+    towers._pair.cache_clear()
+    for tower, packed in (("image", 12), ("text", 8)):
+        work = tower_case("small", tower, 2).make(CPU)
+        assert work.check() < 1e-4
+        layers = work.more["sparsify"]["layers"]
+        assert len(layers) == packed
+        # every 2:4 layer's product at least: 2 * tokens * inputs * outputs
+        least = sum(2 * one["tokens"] * one["in_features"] * one["out_features"] for one in layers)
+        assert least < work.operations < 1.5 * least
+    towers._pair.cache_clear()
+
+
+def broken_case():
+    def make(device):
+        raise ValueError("no such thing\nhere")
+
+    return Case("linear24", {"tokens": 1, "in": 4, "out": 4, "activation": None}, "broken", "fp32", (), make)
+
+
+def test_a_failure_loses_no_other_row(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "cases", lambda *_: [SMALL[0], broken_case(), SMALL[5]])
+    said = []
+    record = run_bench(
+        Selection(only=("x",)),
+        rounds=5,
+        out=tmp_path / "deep" / "bench.json",
+        progress=False,
+        say=said.append,
+    )
+    assert ["error" in row for row in record["rows"]] == [False, True, False]
+    assert record["rows"][1]["error"] == "no such thing here"
+    assert said == ["linear24 fp32 broken: no such thing here"]
+    assert json.loads((tmp_path / "a" / "bench.json").read_text()) == record
+    assert {"cpu", "isa", "threads", "torch", "vlprune", "commit"} <= record["machine"].keys()
+
+
+def test_ceilings_are_ratios_of_sizes_and_times(monkeypatch):
+    from vlprune.bench import ceilings
+
+    monkeypatch.setattr(ceilings, "_COPIES", {"cpu": (2**10, 2**14)})
+    monkeypatch.setattr(ceilings, "_MEMORY", 2**14)
+    monkeypatch.setattr(ceilings, "_SQUARES", {"cpu": (16, 32)})
+    found = ceilings.ceilings(CPU, ("fp32",), seconds=0.001)
+    small, large, _, product = found["rows"]
+    assert small["bytes_per_second"] == 2 * 2**10 / small["times"]["p20"]
+    assert found["bandwidth"] == {"cache": small["bytes_per_second"], "memory": large["bytes_per_second"]}
+    assert product["operations_per_second"] == 2 * 32**3 / product["times"]["p20"]
+    assert found["rate"]["fp32"] == max(row["operations_per_second"] for row in found["rows"][2:])
