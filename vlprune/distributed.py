@@ -71,7 +71,16 @@ def under_torchrun(device: str, minutes: float = 60) -> Iterator[None]:
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes))
+        wait = timedelta(minutes=minutes)
+        c10d: Any = dist  # which says nothing of these names' types
+        store, number, count = next(c10d.rendezvous("env://", timeout=wait))
+        if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+            # torchrun's store outlives a restart, and has the addresses of processes that are gone; agents on
+            # several machines count restarts each for itself
+            store = c10d.PrefixStore(f"vlprune {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", store=store, rank=number, world_size=count, timeout=wait
+        )
         try:
             yield
         finally:
