@@ -126,19 +126,8 @@ def wanda_mask(
 ) -> Tensor:
     """Score and select in one go: equal to ``select(wanda_scores(weight, column_norm), ...)`` bit for bit.
 
-    Args:
-        weight: as of `wanda_scores`.
-        column_norm: as of `wanda_scores`.
-        pattern: as of `select`.
-        sparsity: as of `select`.
-        scope: as of `select`.
-
-    Returns:
-        keep mask, bool [out, in].
-
-    Raises:
-        ValueError: as of `select`.
-
+    `weight` and `column_norm` are those of `wanda_scores`; `pattern`, `sparsity`, `scope`, the result and what
+    is refused are those of `select`.
     """
     _check_scored("wanda_mask", weight, column_norm)
     name = _check_selection("wanda_mask", weight.shape[1], pattern, sparsity, scope)
