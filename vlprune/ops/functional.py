@@ -126,8 +126,8 @@ def wanda_mask(
 ) -> Tensor:
     """Score and select in one go: equal to ``select(wanda_scores(weight, column_norm), ...)`` bit for bit.
 
-    `weight` and `column_norm` are those of `wanda_scores`; `pattern`, `sparsity`, `scope`, the result and what
-    is refused are those of `select`.
+    `weight` and `column_norm` are those of `wanda_scores`; `pattern`, `sparsity`, `scope`, the result and
+    what is refused are those of `select`.
     """
     _check_scored("wanda_mask", weight, column_norm)
     name = _check_selection("wanda_mask", weight.shape[1], pattern, sparsity, scope)
