@@ -88,7 +88,7 @@ def test_a_worker_times_the_package_of_its_tree(tmp_path):
     (name,) = [case.name for case in cases(SMALL)]
     with Worker({"tree": str(this_tree().path), **ORDER}) as worker:
         worker.ready()
-        assert 0 < worker.prepare(name) < 60
+        assert 0 < worker.prepare(name, True) < 60
         assert 0 < worker.burst(3) < 60
     copy = tmp_path / "vlprune"
     copy.mkdir()
@@ -106,7 +106,7 @@ def test_a_worker_times_the_package_of_its_tree(tmp_path):
     with Worker({"tree": str(tmp_path), **ORDER}) as worker:
         worker.ready()
         with pytest.raises(CaseFailed, match="largest error"):
-            worker.prepare(name)
+            worker.prepare(name, True)
 
 
 def test_a_tree_that_cannot_be_imported_is_one_line(tmp_path):

@@ -31,8 +31,9 @@ __all__ = ["REPEATS", "CaseFailed", "Side", "Worker", "against", "compare_sides"
 
 # Pairs of processes; a change that all of them agree on is seen through 2 % of noise when it is 10 %.
 REPEATS = 6
-# Turns of each version in a repeat, and the seconds and calls of a turn.
-_BURSTS, _SECONDS, _CALLS = 24, 0.0075, 3
+# Turns of each version in a repeat, and the seconds and calls of a turn. On a virtual machine with neighbours
+# two turns in a row differ by 14 % (standard deviation; two Zen 3 cores, November 2026), whatever their length.
+_BURSTS, _SECONDS, _CALLS = 100, 0.002, 2
 # Between turns: threads that wait for more work spin for a while, and would take a core from the other side.
 _PAUSE = 0.001
 # Slow calls get fewer turns, but no fewer than so many, when a case would take longer than so many seconds.
@@ -46,16 +47,16 @@ class CaseFailed(ValueError):
 class Side(Protocol):
     """One version, running."""
 
-    def prepare(self, case: str) -> float:
-        """Make a case ready; returns the seconds of a call."""
+    def prepare(self, case: str, check: bool) -> float:
+        """Make a case ready, and look whether its result is right; returns the seconds of a call."""
 
     def burst(self, calls: int) -> float:
         """Time so many calls, and return what one takes undisturbed."""
 
 
-def log_ratio(old: Side, new: Side, case: str, bursts: int = _BURSTS) -> float:
+def log_ratio(old: Side, new: Side, case: str, bursts: int = _BURSTS, check: bool = True) -> float:
     """Logarithm of new over old time of one case, from one pair of processes."""
-    one = max(min(old.prepare(case), new.prepare(case)), 1e-9)
+    one = max(min(old.prepare(case, check), new.prepare(case, check)), 1e-9)
     calls = max(_CALLS, math.ceil(_SECONDS / one))
     turns = max(_FEWEST, min(bursts, int(_MOST_SECONDS / (2 * calls * one))))
     times: tuple[list[float], list[float]] = ([], [])
@@ -84,7 +85,7 @@ def compare_sides(
             old, new = start(repeat)
             for name in list(logs):
                 try:
-                    logs[name].append(log_ratio(old, new, name))
+                    logs[name].append(log_ratio(old, new, name, check=repeat == 0))
                 except CaseFailed as error:
                     say(f"{name}: left out: {error}")
                     del logs[name]
@@ -137,9 +138,9 @@ class Worker:
         """Wait until everything is imported."""
         self._answer()
 
-    def prepare(self, case: str) -> float:
-        """Make a case ready; returns the seconds of a call."""
-        return self._ask(prepare=case)
+    def prepare(self, case: str, check: bool) -> float:
+        """Make a case ready, and look whether its result is right; returns the seconds of a call."""
+        return self._ask(prepare=case, check=check)
 
     def burst(self, calls: int) -> float:
         """Time so many calls, and return what one takes undisturbed."""

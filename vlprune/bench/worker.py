@@ -1,8 +1,9 @@
 """One side of a comparison in a process of its own: this version's cases, timed with another tree's package.
 
-Run as a script with one argument, JSON of `Order`; reads a message a line from standard input and answers
-each with a line: ``{"prepare": name}`` makes, checks and warms up a case and gives the seconds of a call,
-``{"burst": calls}`` times so many calls of it. A case that fails is answered with ``{"error": why}``.
+Run as a script with one argument, JSON of tree, device, threads and selection; reads a message a line from
+standard input and answers each with a line: ``{"prepare": name, "check": bool}`` makes a case, checks it if
+told to, and gives the seconds of a call, ``{"burst": calls}`` times so many calls of it. A case that fails
+is answered with ``{"error": why}``.
 """
 
 from __future__ import annotations
@@ -72,14 +73,15 @@ class _Side:
     def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
         with self._quiet():
             if "prepare" in message:
-                return self._prepare(message["prepare"])
+                return self._prepare(message["prepare"], message["check"])
             return self._burst(message["burst"])
 
-    def _prepare(self, name: str) -> dict[str, Any]:
+    def _prepare(self, name: str, check: bool) -> dict[str, Any]:
         self._call = None
         gc.collect()
         work = self._cases[name].make(self._device)
-        work.check()
+        if check:
+            work.check()
         self._call = self._calls_of(work)
         return self._burst(3)
 
