@@ -1,7 +1,7 @@
 """What training wins back after pruning, by way of training; resumable, committed under results/.
 
-python benchmarks/recovery.py pairs --out FILE     the demo: adapters, fine-tuning, distillation
-python benchmarks/recovery.py images --model DIR --data folder:VAL --calib folder:TRAIN --out FILE
+python -m benchmarks.recovery pairs --out FILE     the demo: adapters, fine-tuning, distillation
+python -m benchmarks.recovery images --model DIR --data folder:VAL --calib folder:TRAIN --out FILE
                                                    an image tower, from photographs without labels
 
 All ways take the same steps over the same images. A seed picks the calibration images, the modules that are
@@ -36,7 +36,7 @@ from vlprune import (
     measure,
     prune_,
 )
-from vlprune.files import read_json, write_json
+from vlprune.files import write_json
 from vlprune.recovery import (
     DistillConfig,
     RecoverConfig,
@@ -48,10 +48,13 @@ from vlprune.recovery import (
     recover_,
 )
 
+from .continued import continue_from
+
 WEIGHTS = {"wanda": WandaConfig, "sparsegpt": SparseGPTConfig}
 ALONE: dict[str, Any] = {"itc": 0, "sim": 0, "towers": ("visual",)}
 SAME = ("format", "table", "model", "data", "calib", "images", "samples", "training")
 
+Remove = Callable[[Any, Any, int], None]
 Way = Callable[[Any, Any, Any, argparse.Namespace, int], TrainReport]
 
 
@@ -115,9 +118,9 @@ IMAGES: dict[str, Way] = {"SparseLoRA": by_sparse_lora, "distilled": by_distilla
 COMPACTED = {name: way for name, way in PAIRS.items() if name != "SparseLoRA"}
 
 
-def plans(args: argparse.Namespace) -> dict[str, tuple[Callable[[Any, Any, int], None], dict[str, Way]]]:
+def plans(args: argparse.Namespace) -> dict[str, tuple[Remove, dict[str, Way]]]:
     """Name of what is removed -> how, and the ways to train afterwards."""
-    chosen: dict[str, tuple[Callable[[Any, Any, int], None], dict[str, Way]]] = {}
+    chosen: dict[str, tuple[Remove, dict[str, Way]]] = {}
     images = args.table == "images"
     targets = ("visual",) if images else ("*",)
     for method in args.methods:
@@ -128,18 +131,30 @@ def plans(args: argparse.Namespace) -> dict[str, tuple[Callable[[Any, Any, int],
             chosen[name] = (_pruner(config), IMAGES if images else PAIRS)
     for share in () if images else args.remove:
         keep = Keep(heads=1.0 - share, neurons=1.0 - share)
-        chosen[f"mope -{100 * share:g}%"] = (_remover(keep, args), COMPACTED)
+        remove, name = _remover(keep, args), f"mope -{100 * share:g}%"
+        chosen[name] = (remove, COMPACTED)
+        if args.both:
+            then = _pruner(WEIGHTS[args.methods[0]](pattern="2:4", samples=args.samples))
+            chosen[f"{name} 2:4"] = (_both(remove, then), {"distilled": by_distillation})
     return chosen
 
 
-def _pruner(config: Any) -> Callable[[Any, Any, int], None]:
+def _both(first: Remove, then: Remove) -> Remove:
+    def remove(model: Any, calib: Any, seed: int) -> None:
+        first(model, calib, seed)
+        then(model, calib, seed)
+
+    return remove
+
+
+def _pruner(config: Any) -> Remove:
     def prune(model: Any, calib: Any, seed: int) -> None:
         prune_(model, config, calib, progress=False)
 
     return prune
 
 
-def _remover(keep: Keep, args: argparse.Namespace) -> Callable[[Any, Any, int], None]:
+def _remover(keep: Keep, args: argparse.Namespace) -> Remove:
     def remove(model: Any, calib: Any, seed: int) -> None:
         config = StructuredConfig(visual=keep, text=keep, samples=args.samples, seed=seed)
         scores = args.out.with_name(f"{args.out.stem}-seed{seed}-{keep.heads:g}.part.json")
@@ -153,7 +168,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_model(args.model)
     dense = loaded.model
     data = load_data(args.data, loaded.preprocess, loaded.tokenizer).subset(args.limit).in_memory()
-    train = load_data(args.calib, loaded.preprocess, loaded.tokenizer)
+    train = load_data(args.calib, loaded.preprocess, loaded.tokenizer).in_memory()
     record: dict[str, Any] = {
         "format": "vlprune-recovery",
         "table": args.table,
@@ -168,11 +183,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "machine": measure.machine_info(),
         "rows": {},
     }
-    if args.out.exists():
-        kept = read_json(args.out)
-        if differs := [key for key in SAME if kept.get(key) != record[key]]:
-            raise SystemExit(f"{args.out}: has another {', '.join(differs)}; give a new --out")
-        record["rows"] = kept["rows"]
+    continue_from(args.out, record, SAME)
     rows = record["rows"]
     if "dense" not in rows:
         rows["dense"] = {"0": _row(dense, data, None, masks(dense), 0.0)}
@@ -246,10 +257,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["wanda"], choices=tuple(WEIGHTS))
     parser.add_argument("--sparsity", type=float, help="beside 2:4; by default 0.7, of images 0.5")
     parser.add_argument("--remove", type=float, nargs="*", default=[0.5, 0.75], help="of heads and neurons")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--both", action="store_true", help="2:4 by the first method in what is left, too")
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of all weights")
-    parser.add_argument("--adapter-rate", type=float, default=1e-3, help="learning rate of adapters")
+    parser.add_argument("--adapter-rate", type=float, default=3e-3, help="learning rate of adapters")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
