@@ -117,33 +117,40 @@ struct Panel {
         return multiply_for(vectors, std::make_integer_sequence<int, V::panel_vectors>());
     }
 
-    // A unit writes one line of every token's row: fetched while its last sums are computed, 1 to 4 % faster.
-    static void prefetch_output(const Linear24& p, int64_t token, int64_t tokens, int64_t row) {
-        const auto* y = static_cast<const Element*>(p.y) + token * p.out + row;
-        for (int64_t t = 0; t < tokens; ++t) V::prefetch_to_write(y + t * p.out);
+    // Activation, transpose and store of a tile of sums for up to W tokens.
+    static void finish_tile(const Linear24& p, const float* sums, int64_t token, int64_t tokens, int64_t first) {
+        reg square[W];
+        for (int r = 0; r < W; ++r) square[r] = activate<V>(V::load(sums + r * stride), p.activation);
+        V::transpose(square);
+        Element* to = static_cast<Element*>(p.y) + token * p.out + first;
+        if (tokens == W && first + W <= p.out) {
+            for (int t = 0; t < W; ++t) V::store(to + t * p.out, square[t]);
+            return;
+        }
+        const auto rows = static_cast<size_t>(least(W, p.out - first));
+        for (int t = 0; t < static_cast<int>(tokens); ++t) {
+            Element line[W];
+            V::store(line, square[t]);
+            std::memcpy(to + t * p.out, line, sizeof(Element) * rows);
+        }
     }
 
-    // Activation, transpose and store of 16 rows of sums.
-    static void finish(const Linear24& p, const float* sums, int64_t token, int64_t tokens, int64_t row) {
-        auto* y = static_cast<Element*>(p.y);
+    // A strip of tokens at a time: y's rows are often a multiple of 4 KB apart, so that lines of many tokens push each
+    // other out of the first-level cache, and their pages out of its TLB. One core of Zen 3 gains 6 %.
+    static void finish(const Linear24& p, const float* sums, int64_t token, int64_t tokens, int64_t first_unit,
+                       int64_t last_unit) {
         for (int64_t strip = 0; strip < tokens; strip += W) {
-            for (int tile = 0; tile < unit_tiles; ++tile) {
-                const int64_t first = row + tile * W, rows = least(W, p.out - first);
-                if (rows <= 0) break;
-                reg square[W];
-                for (int r = 0; r < W; ++r)
-                    square[r] = activate<V>(V::load(sums + (tile * W + r) * stride + strip), p.activation);
-                V::transpose(square);
-                const int count = static_cast<int>(least(W, tokens - strip));
-                for (int t = 0; t < count; ++t) {
-                    Element* to = y + (token + strip + t) * p.out + first;
-                    if (rows == W) {
-                        V::store(to, square[t]);
-                    } else {
-                        Element line[W];
-                        V::store(line, square[t]);
-                        std::memcpy(to, line, sizeof(Element) * static_cast<size_t>(rows));
-                    }
+            const int64_t count = least(W, tokens - strip);
+            const float* from = sums + strip;
+            for (int64_t row = first_unit * unit_rows; row < last_unit * unit_rows; row += unit_rows) {
+                if (row + unit_rows < last_unit * unit_rows) {
+                    const auto* ahead = static_cast<const Element*>(p.y) + (token + strip) * p.out + row + unit_rows;
+                    for (int64_t t = 0; t < count; ++t) V::prefetch_to_write(ahead + t * p.out);
+                    for (int r = 0; r < unit_rows; ++r) V::prefetch(from + (unit_rows + r) * stride);
+                }
+                for (int tile = 0; tile < unit_tiles; ++tile, from += W * stride) {
+                    const int64_t first = row + tile * W;
+                    if (first < p.out) finish_tile(p, from, token + strip, count, first);
                 }
             }
         }
@@ -154,23 +161,18 @@ struct Panel {
         const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, block_inputs);
         const auto* blocks = static_cast<const B*>(p.prepared);
         const Multiply multiply_block = multiply_for(ceil_div(tokens, W));
+        const int64_t first_tile = first_unit * unit_tiles, last_tile = least(tiles, last_unit * unit_tiles);
         for (int64_t k = 0; k < input_blocks; ++k) {
             const int octets = octets_of(least(block_inputs, p.in - k * block_inputs));
             const float* panel = panels + k * block_inputs * stride;
-            for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-                float* unit_sums = sums + (unit - first_unit) * unit_rows * stride;
-                if (k == input_blocks - 1) prefetch_output(p, token, tokens, unit * unit_rows);
-                for (int i = 0; i < unit_tiles; ++i) {
-                    const int64_t tile = unit * unit_tiles + i;
-                    if (tile >= tiles) break;
-                    float bias[W];
-                    if (k == 0) load_bias<V, Element>(p.bias, tile * W, p.out, bias);
-                    multiply_block(panel, blocks[k * tiles + tile], octets, k == 0 ? bias : nullptr,
-                                   unit_sums + i * W * stride);
-                }
-                if (k == input_blocks - 1) finish(p, unit_sums, token, tokens, unit * unit_rows);
+            for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+                float bias[W];
+                if (k == 0) load_bias<V, Element>(p.bias, tile * W, p.out, bias);
+                multiply_block(panel, blocks[k * tiles + tile], octets, k == 0 ? bias : nullptr,
+                               sums + (tile - first_tile) * W * stride);
             }
         }
+        finish(p, sums, token, tokens, first_unit, last_unit);
     }
 
     // The work is the sequence (token block, unit of rows). Token blocks differ by a vector at most, and a part's
