@@ -127,6 +127,17 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         py::arg("out"), py::arg("in_"), py::arg("activation"), py::arg("y"), py::arg("threads"), py::arg("isa"),
         nogil());
 
+    m.def(
+        "head_attention",
+        [](Address qkv, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length, int64_t heads,
+           int64_t dim, bool causal, float scale, Address out, int threads, int isa) {
+            head_attention(at<float>(qkv), batch_stride, token_stride, batch, length, heads, dim, causal, scale,
+                           at<float>(out), threads, isa_of(isa));
+        },
+        py::arg("qkv"), py::arg("batch_stride"), py::arg("token_stride"), py::arg("batch"), py::arg("length"),
+        py::arg("heads"), py::arg("dim"), py::arg("causal"), py::arg("scale"), py::arg("out"), py::arg("threads"),
+        py::arg("isa"), nogil());
+
 #ifdef VLPRUNE_WHY_NO_CUDA
     m.attr("why_no_cuda") = VLPRUNE_WHY_NO_CUDA;
 #endif

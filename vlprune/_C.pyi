@@ -45,6 +45,20 @@ def linear24(
     threads: int,
     isa: int,
 ) -> None: ...
+def head_attention(
+    qkv: int,
+    batch_stride: int,
+    token_stride: int,
+    batch: int,
+    length: int,
+    heads: int,
+    dim: int,
+    causal: bool,
+    scale: float,
+    out: int,
+    threads: int,
+    isa: int,
+) -> None: ...
 
 why_no_cuda: str  # why vlprune/_C_cuda was not built beside this module; empty where it was
 

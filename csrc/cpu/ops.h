@@ -46,4 +46,10 @@ void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int6
 void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, DType dtype,
               int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa);
 
+// out[b, s, h, :] = softmax over the tokens t that s may see of (scale * q[b, s, h] . k[b, t, h]), times v[b, t, h].
+// qkv [batch, length, 3, heads, dim] float32 with strides of sequences and tokens, out [batch, length, heads, dim]
+// contiguous. Every sequence's keys are kept near: for up to a few hundred tokens.
+void head_attention(const float* qkv, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length,
+                    int64_t heads, int64_t dim, bool causal, float scale, float* out, int threads, Isa isa);
+
 }  // namespace vlprune

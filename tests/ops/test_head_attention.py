@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlprune import ops
 from vlprune.ops import backend
 
-from .cases import every_float, normal
+from .cases import every_float, needs_native, normal
 
 # Products and softmax in the dtype or better; a few roundings of the result: as in the linear layers.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -82,3 +83,57 @@ def test_traces_to_the_kernel_on_cuda(gpu, dtype, gradient):
 )
 def test_traces_to_pytorch_on_cuda_where_no_kernel_can(gpu, dtype, how):
     assert not [target for target in traced_on_cuda(dtype, **how) if "vlprune" in target]
+
+
+@needs_native
+def test_runs_natively_on_the_cpu_without_a_gradient(monkeypatch):
+    called = []
+    qkv = normal(2, 50, 3 * 3 * 16)
+    native = ops.native.extension().head_attention
+    monkeypatch.setattr(ops.native, "extension", lambda: Recorder(native, called))
+    got = ops.head_attention(qkv, 3)
+    assert called == [(2, 50, 3, 16)]
+    wanting = qkv.clone().requires_grad_()
+    assert ops.head_attention(wanting, 3).requires_grad
+    ops.head_attention(qkv.to(torch.bfloat16), 3)
+    with FlopCounterMode(display=False) as counter:
+        ops.head_attention(qkv, 3)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 3 * 50 * 50 * 16
+    assert len(called) == 1
+    with torch.no_grad():
+        assert torch.equal(ops.head_attention(wanting, 3), got)
+    assert len(called) == 2
+
+
+class Recorder:
+    """Stands in for the extension, and notes the sizes of each call."""
+
+    def __init__(self, native, called):
+        self.native, self.called = native, called
+
+    def head_attention(self, *arguments):
+        self.called.append(arguments[3:7])
+        self.native(*arguments)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t[:, 1:, 24:],
+        lambda t: t.transpose(0, 1),
+        lambda t: t[:1].expand(3, -1, -1),
+        lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    ],
+    ids=["part", "batch second", "one sequence three times", "channels first"],
+)
+def test_reads_any_strides(view):
+    qkv = view(normal(4, 9, 72))
+    torch.testing.assert_close(
+        ops.head_attention(qkv, 2).double(), formula(qkv, 2, False, None), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_no_sequences_and_no_tokens():
+    assert ops.head_attention(torch.empty(0, 5, 24), 2).shape == (0, 5, 8)
+    assert ops.head_attention(torch.empty(2, 0, 24), 2).shape == (2, 0, 8)

@@ -49,6 +49,7 @@ _NATIVE_DTYPES = {
     "pack24": _STORED,
     "unpack24": _STORED,
     "linear24": frozenset({torch.float32, torch.bfloat16}),
+    "head_attention": frozenset({torch.float32}),
 }
 _TRITON_DTYPES = {
     **dict.fromkeys(

@@ -60,7 +60,7 @@ def _wanda_pack24_many(
 
 
 def _head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
-    form = triton_ops.head_attention if qkv.is_cuda else reference.head_attention
+    form = triton_ops.head_attention if qkv.is_cuda else native.head_attention
     return form(qkv, num_heads, causal, scale)
 
 
@@ -171,8 +171,9 @@ _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda
 _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
-# Made of differentiable, traceable operators only, so that its gradient and its fake are theirs: PyTorch's
-# own, or on a CUDA device the two below, which have no other form.
+# Made of traceable operators only, so that its gradient and its fake are theirs: PyTorch's own, or of the
+# two below.
+# On the CPU the first of these runs only where no gradient is wanted.
 LIBRARY.impl("head_attention", _head_attention, "CompositeImplicitAutograd")
 for _op, _form, _fake in (
     ("_head_attention", triton_ops.head_attention_forward, _fake_head_attention),
@@ -180,5 +181,6 @@ for _op, _form, _fake in (
 ):
     LIBRARY.impl(_op, _form, "CUDA")
     torch.library.register_fake(f"vlprune::{_op}", _fake, lib=LIBRARY)
+LIBRARY.impl("_head_attention", native.head_attention_forward, "CPU")
 
 autograd.register(LIBRARY)

@@ -5,6 +5,8 @@ The extension takes pointers: what it reads is made contiguous here, and every o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,16 @@ from .codes import ACTIVATION_CODE, DTYPE_CODE
 from .extensions import extension
 from .prepared import best_isa, prepared24
 
-__all__ = ["column_sumsq", "linear24", "pack24", "unpack24", "wanda_mask", "wanda_pack24"]
+__all__ = [
+    "column_sumsq",
+    "head_attention",
+    "head_attention_forward",
+    "linear24",
+    "pack24",
+    "unpack24",
+    "wanda_mask",
+    "wanda_pack24",
+]
 
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -126,6 +137,36 @@ def linear24(
         thread_count(), best_isa(),
     )  # fmt: skip
     return y if residual is None else y.add_(residual)
+
+
+def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
+    """See `reference.head_attention`, which computes wherever a gradient will be asked for.
+
+    And where a mode watches the operators (tracing, counting): it knows PyTorch's own.
+    """
+    training = torch.is_grad_enabled() and qkv.requires_grad
+    watched = torch._C._len_torch_dispatch_stack() > 0
+    if training or watched or not runs_natively("head_attention", qkv.dtype):
+        return reference.head_attention(qkv, num_heads, causal, scale)
+    scale = 1 / math.sqrt(qkv.shape[2] // (3 * num_heads)) if scale is None else scale
+    out: Tensor = torch.ops.vlprune._head_attention.default(qkv, num_heads, causal, scale, False)[0]
+    return out
+
+
+def head_attention_forward(
+    qkv: Tensor, num_heads: int, causal: bool, scale: float, training: bool
+) -> tuple[Tensor, Tensor]:
+    """The result; the logarithms for a gradient, which has no native form, are not made."""
+    if training:
+        raise ValueError("_head_attention: expected training=False on the CPU, got True")
+    qkv = qkv if qkv.stride(2) == 1 else qkv.contiguous()
+    batch, length, width = qkv.shape
+    out = qkv.new_empty(batch, length, width // 3)
+    extension().head_attention(
+        qkv.data_ptr(), qkv.stride(0), qkv.stride(1), batch, length, num_heads, width // (3 * num_heads),
+        causal, scale, out.data_ptr(), thread_count(), best_isa(),
+    )  # fmt: skip
+    return out, qkv.new_empty(0)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

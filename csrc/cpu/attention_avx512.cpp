@@ -1,0 +1,8 @@
+#include "attention_heads.h"
+#include "vec_avx512.h"
+
+namespace vlprune {
+
+const AttentionVariant attention_avx512 = Heads<Vec>::run;
+
+}  // namespace vlprune

@@ -1,0 +1,159 @@
+// head_attention for short sequences: one head of one sequence at a time, its keys and values in the nearest caches.
+//
+// The keys are transposed into strips of two vectors, the values copied together. Up to six queries then share every
+// register of keys and of values that is loaded, twelve sums in registers, and their scores stay in the first-level
+// cache between the two products.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "attention.h"
+#include "linear24_activation.h"
+#include "linear24_blocks.h"
+
+namespace vlprune {
+namespace {
+
+template <class V>
+struct Heads {
+    using reg = typename V::reg;
+    static constexpr int W = V::width;
+    static constexpr int strip = 2 * W;
+    static constexpr int queries = 6;
+
+    // c[r, :] = factor[r] * sum_i a[r, i] * b[i, :], `vectors` registers wide.
+    template <int rows, int vectors>
+    static void product(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t terms, const float* factor,
+                        float* c, int64_t ldc) {
+        reg sum[rows][vectors];
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) sum[r][v] = V::set1(0.0f);
+        for (int64_t i = 0; i < terms; ++i, b += ldb) {
+            reg shared[vectors];
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) shared[v] = V::load(b + v * W);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r) {
+                const reg own = V::set1(a[r * lda + i]);
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; ++v) sum[r][v] = V::fma(own, shared[v], sum[r][v]);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v)
+                V::store(c + r * ldc + v * W, V::mul(V::set1(factor[r]), sum[r][v]));
+    }
+
+    using Product = void (*)(const float*, int64_t, const float*, int64_t, int64_t, const float*, float*, int64_t);
+    static Product product_for(int64_t rows, int64_t vectors) {
+        static constexpr Product table[2][queries] = {
+            {product<1, 1>, product<2, 1>, product<3, 1>, product<4, 1>, product<5, 1>, product<6, 1>},
+            {product<1, 2>, product<2, 2>, product<3, 2>, product<4, 2>, product<5, 2>, product<6, 2>}};
+        return table[vectors - 1][rows - 1];
+    }
+
+    struct Scratch {
+        float *keys, *values, *scores, *line;
+        int64_t strips, width;  // strips of keys; floats from one value to the next
+    };
+
+    static reg load_partly(const float* row, int64_t count) {
+        if (count >= W) return V::load(row);
+        float entries[W] = {};
+        std::memcpy(entries, row, sizeof(float) * static_cast<size_t>(count));
+        return V::load(entries);
+    }
+
+    // Keys past the last repeat it: their scores are computed and not used.
+    static void pack(const Attention& p, const float* k, const float* v, const Scratch& to) {
+        for (int64_t key = 0; key < p.length; key += W) {
+            float* column = to.keys + key / strip * strip * p.dim + key % strip;
+            for (int64_t i = 0; i < p.dim; i += W) {
+                reg square[W];
+                for (int t = 0; t < W; ++t)
+                    square[t] = load_partly(k + least(key + t, p.length - 1) * p.token_stride + i, p.dim - i);
+                V::transpose(square);
+                for (int64_t j = 0; j < least(W, p.dim - i); ++j) V::store(column + (i + j) * strip, square[j]);
+            }
+        }
+        for (int64_t t = 0; t < p.length; ++t)
+            for (int64_t i = 0; i < p.dim; i += W)
+                V::store(to.values + t * to.width + i, load_partly(v + t * p.token_stride + i, p.dim - i));
+    }
+
+    // Scores to e^(score - largest) in place, zero from `visible` to `read`; returns one over their sum.
+    static float soften(float* scores, int64_t visible, int64_t read) {
+        const int64_t end = ceil_div(visible, W) * W;
+        for (int64_t j = visible; j < end; ++j) scores[j] = -INFINITY;
+        reg most_of = V::load(scores);
+        for (int64_t j = W; j < end; j += W) most_of = V::max(most_of, V::load(scores + j));
+        float lanes[W];
+        V::store(lanes, most_of);
+        float largest = lanes[0];
+        for (int i = 1; i < W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+        reg sums = V::set1(0.0f);
+        for (int64_t j = 0; j < end; j += W) {
+            const reg e = exp_clamped<V>(V::sub(V::load(scores + j), V::set1(largest)));
+            V::store(scores + j, e);
+            sums = V::add(sums, e);
+        }
+        for (int64_t j = visible; j < read; ++j) scores[j] = 0.0f;
+        V::store(lanes, sums);
+        float sum = 0.0f;
+        for (float lane : lanes) sum += lane;
+        return 1.0f / sum;
+    }
+
+    static void attend(const Attention& p, const float* q, float* out, int64_t first, int64_t last, const Scratch& s) {
+        const int64_t rows = last - first, read = p.causal ? last : p.length, row_floats = s.strips * strip;
+        const int64_t out_stride = p.heads * p.dim;
+        float factor[queries];
+        for (float& f : factor) f = p.scale;
+        for (int64_t key = 0; key < read; key += strip)
+            product_for(rows, read - key > W ? 2 : 1)(q + first * p.token_stride, p.token_stride,
+                                                     s.keys + key * p.dim, strip, p.dim, factor, s.scores + key,
+                                                     row_floats);
+        for (int64_t r = 0; r < rows; ++r)
+            factor[r] = soften(s.scores + r * row_floats, p.causal ? first + r + 1 : read, read);
+        for (int64_t i = 0; i < p.dim; i += strip) {
+            const int64_t vectors = p.dim - i > W ? 2 : 1;
+            const bool whole = i + vectors * W <= p.dim;
+            float* to = out + first * out_stride + i;
+            product_for(rows, vectors)(s.scores, row_floats, s.values + i, s.width, read, factor, whole ? to : s.line,
+                                       whole ? out_stride : strip);
+            if (whole) continue;
+            for (int64_t r = 0; r < rows; ++r)
+                std::memcpy(to + r * out_stride, s.line + r * strip, sizeof(float) * static_cast<size_t>(p.dim - i));
+        }
+    }
+
+    static void run(const Attention& p) {
+        Scratch s{};
+        s.strips = ceil_div(p.length, strip);
+        s.width = ceil_div(p.dim, W) * W;
+        const int64_t keys = s.strips * strip * p.dim, values = p.length * s.width;
+        const int64_t scores = queries * s.strips * strip, blocks = ceil_div(p.length, queries);
+        for (int64_t at; (at = __atomic_fetch_add(p.claimed, 1, __ATOMIC_RELAXED)) < p.batch * p.heads;) {
+            if (s.keys == nullptr) {
+                const auto floats = static_cast<size_t>(keys + values + scores + queries * strip);
+                s.keys = static_cast<float*>(linear24_workspace(sizeof(float) * floats));
+                s.values = s.keys + keys;
+                s.scores = s.values + values;
+                s.line = s.scores + scores;
+            }
+            const int64_t sequence = at / p.heads, head = at % p.heads * p.dim, inner = p.heads * p.dim;
+            const float* q = p.qkv + sequence * p.batch_stride + head;
+            pack(p, q + inner, q + 2 * inner, s);
+            float* out = p.out + sequence * p.length * inner + head;
+            for (int64_t b = 0; b < blocks; ++b)
+                attend(p, q, out, p.length * b / blocks, p.length * (b + 1) / blocks, s);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace vlprune
