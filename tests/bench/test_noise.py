@@ -128,11 +128,18 @@ def test_interval_is_students_shared_out_between_cases():
     assert change.verdict == "unclear"
 
 
-def test_no_case_scatters_less_than_the_middle_one():
-    found = changes({"a": [0.05, 0.05, 0.05], "b": [0.0, 0.02, 0.04], "c": [0.0, 0.1, 0.2]})
-    widths = [math.log(change.high / change.low) for change in found]
-    assert widths[0] == pytest.approx(widths[1])
-    assert widths[2] == pytest.approx(5 * widths[1])
+def test_cases_share_one_scatter_unless_it_is_far_more():
+    """Standard deviations 0.01, 0.02, 0.01, 0.1: the last stands alone, with 2 degrees; the others share 8.
+
+    Of t at 1 - 0.01/8: 19.9625 with 2 degrees, 4.33 with 8.
+    """
+    own = {"a": 0.01, "b": 0.02, "c": 0.01, "d": 0.1}
+    found = changes({name: [0.5 - s, 0.5, 0.5 + s] for name, s in own.items()})
+    halves = {change.name: math.log(change.high) - 0.5 for change in found}
+    assert halves["a"] == pytest.approx(halves["b"])
+    assert halves["d"] == pytest.approx(19.9625 * 0.1 / math.sqrt(3), rel=1e-4)
+    shared = math.sqrt(sum(s**2 for s in own.values()) / 4)
+    assert halves["a"] == pytest.approx(4.33 * shared / math.sqrt(3), rel=0.02)
 
 
 @pytest.mark.parametrize(

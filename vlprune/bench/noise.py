@@ -13,6 +13,8 @@ __all__ = ["ALPHA", "LEAST", "Change", "change_of", "changes", "low"]
 ALPHA = 0.01
 # Smaller changes are not flagged: where code and data come to lie in memory alone makes one or two percent.
 LEAST = 0.03
+# Times the variance that all cases share, from which on a case is another kind of case.
+_FAR = 3.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def low(seconds: Sequence[float]) -> float:
 def changes(logs: Mapping[str, Sequence[float]], least: float = LEAST) -> list[Change]:
     """Judge repeated comparisons: `logs` holds, for each case, the logarithm of new over old of each repeat.
 
-    The interval is Student's around the mean of the repeats, at `ALPHA` shared out between the cases. Few
-    repeats may agree by chance, so no case is taken to scatter less than the middle one of all.
+    The interval is Student's around the mean of the repeats, at `ALPHA` shared out between the cases. All
+    cases share the machine, so they share one estimate of the scatter, with the repeats of all of them behind
+    it; a case that scatters far more than that is judged by its own.
 
     Raises:
         ValueError: a case has fewer than three repeats.
@@ -63,16 +66,19 @@ def changes(logs: Mapping[str, Sequence[float]], least: float = LEAST) -> list[C
     """
     from scipy import stats  # type: ignore[import-untyped]
 
-    scatters = {}
+    variances = {}
     for name, values in logs.items():
         if len(values) < 3:
             raise ValueError(f"changes: expected at least 3 repeats, got {len(values)} of {name}")
-        scatters[name] = statistics.stdev(values)
-    usual = statistics.median(scatters.values()) if scatters else 0.0
+        variances[name] = statistics.variance(values)
+    shared = statistics.mean(variances.values()) if variances else 0.0
+    freedom = sum(len(values) - 1 for values in logs.values())
     found = []
     for name, values in logs.items():
-        wide = float(stats.t.ppf(1 - ALPHA / (2 * len(logs)), len(values) - 1))
-        half = wide * max(scatters[name], usual) / math.sqrt(len(values))
+        alone = variances[name] > _FAR * shared
+        degrees = len(values) - 1 if alone else freedom
+        wide = float(stats.t.ppf(1 - ALPHA / (2 * len(logs)), degrees))
+        half = wide * math.sqrt((variances[name] if alone else shared) / len(values))
         found.append(change_of(name, statistics.mean(values), half, least))
     return found
 
