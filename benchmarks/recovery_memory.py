@@ -2,8 +2,10 @@
 
 Three ways to train ``(W + s B A) * M``: the formula written out (PyTorch keeps the effective weight of every
 layer until the backward pass), vlprune's layer (which computes it again), and for comparison plain LoRA,
-which has no mask. Peaks are those of the resident set of a process of its own, above what the model takes;
-"held" are the bytes that a forward pass leaves for the backward pass, weights and masks not counted.
+which has no mask. "checkpointing" is vlprune's layer in blocks that compute their activations again. Peaks
+are those of the resident set of a process of its own, above what the model takes; "held" are the bytes that a
+forward pass leaves for the backward pass, weights and masks not counted. The update is the making of all
+effective weights, once for the forward and once for the backward pass: what a fused kernel could hasten.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlprune import measure
 from vlprune.nn import PackedAttention
 from vlprune.recovery import SparseLoRAConfig, SparseLoRALinear, add_sparse_lora_
+from vlprune.recovery.masked_linear import effective_weight
 
 WIDTH, TOKENS = 1024, 257
 
@@ -42,7 +48,13 @@ class PlainLoRA(SparseLoRALinear):
         return F.linear(x, self.weight, self.bias) + (x @ self.lora_A.T) @ self.lora_B.T * self.scale
 
 
-CLASSES = {"formula": Formula, "vlprune": SparseLoRALinear, "plain LoRA": PlainLoRA}
+CHECKPOINTING = "checkpointing"
+CLASSES = {
+    "formula": Formula,
+    "vlprune": SparseLoRALinear,
+    "plain LoRA": PlainLoRA,
+    CHECKPOINTING: SparseLoRALinear,
+}
 
 
 def blocks(kind: str, count: int, rank: int) -> nn.Sequential:
@@ -66,7 +78,19 @@ def blocks(kind: str, count: int, rank: int) -> nn.Sequential:
             if kind == "plain LoRA":
                 module.weight.data.mul_(module.keep)
                 module.keep = module.keep[:0]
+    if kind == CHECKPOINTING:
+        for block in model:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return model
+
+
+@torch.no_grad()
+def update(model: nn.Module) -> None:
+    """Make every effective weight as often as a step does."""
+    for _ in range(2):
+        for m in model.modules():
+            if isinstance(m, SparseLoRALinear):
+                effective_weight(m.weight, m.lora_A, m.lora_B, m.scale, m.keep)
 
 
 def step(model: nn.Module, x: Tensor) -> Tensor:
@@ -89,8 +113,16 @@ def held_bytes(model: nn.Module, x: Tensor) -> int:
             kept.append(t)  # or its address could be taken by another
         return t
 
+    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        for t in given:
+            pack(t)
+
+    # a checkpoint keeps the inputs of its block, of which autograd knows nothing
+    hooks = [block.register_forward_pre_hook(keep) for block in model]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         model(x)
+    for hook in hooks:
+        hook.remove()
     return sum(found.values())
 
 
@@ -115,17 +147,17 @@ def _status(field: str) -> int:
     raise ValueError(f"/proc/self/status has no {field}")
 
 
-def bench_memory(count: int, batch: int, rank: int) -> dict[str, dict[str, int]]:
-    """Bytes of every kind, each in a process of its own."""
-    found = {}
+def bench_memory(kinds: Sequence[str], count: int, batch: int, rank: int) -> list[dict[str, Any]]:
+    """Bytes of kinds, each in a process of its own."""
+    rows = []
     # freed blocks go back to the system at once, so that what is resident is what is in use
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    for kind in CLASSES:
+    for kind in kinds:
         arguments = [kind, str(count), str(batch), str(rank)]
         command = [sys.executable, "-m", "benchmarks.recovery_memory", "--one", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        found[kind] = json.loads(done.stdout)
-    return found
+        rows.append({"blocks": count, "batch": batch, "kind": kind, **json.loads(done.stdout)})
+    return rows
 
 
 def bench_time(batch: int, rank: int, rounds: int) -> dict[str, measure.Timing]:
@@ -134,32 +166,39 @@ def bench_time(batch: int, rank: int, rounds: int) -> dict[str, measure.Timing]:
     x = torch.randn(batch, TOKENS, WIDTH, requires_grad=True)
     reference = step(models["formula"].double(), x.double())
     models["formula"].float()
-    for kind in ("formula", "vlprune"):
+    for kind in ("formula", "vlprune", CHECKPOINTING):
         measure.check_close(kind, step(models[kind], x), reference)
+    steps = {kind: partial(step, model, x) for kind, model in models.items()}
     return measure.compare(
-        {kind: lambda model=model: step(model, x) for kind, model in models.items()},
+        steps | {"update": partial(update, models["vlprune"])},
         warmup=1,
         rounds=rounds,
         max_seconds=60,
     )
 
 
-def _print(batch: int, found: dict[str, dict[str, int]]) -> None:
-    other = found["formula"]
-    for kind, row in found.items():
-        less = 1 - row["peak"] / other["peak"]
-        whole = 1 - (row["peak"] + row["model"]) / (other["peak"] + other["model"])
+def _print(rows: Iterable[dict[str, Any]]) -> None:
+    known = {(row["blocks"], row["batch"], row["kind"]): row for row in rows}
+    for (count, batch, kind), row in known.items():
         peak, held = row["peak"] / 2**20, row["held"] / 2**20
-        print(
-            f"batch {batch} {kind:>10}: peak {peak:7.1f} MiB, {less:.1%} less ({whole:.1%} with the model), "
-            f"held {held:7.1f} MiB"
-        )
+        text = f"batch {batch} {kind:>13}: peak {peak:7.1f} MiB, held {held:7.1f} MiB"
+        if other := known.get((count, batch, "formula")):
+            whole = 1 - (row["peak"] + row["model"]) / (other["peak"] + other["model"])
+            text += f", {1 - row['peak'] / other['peak']:.1%} less ({whole:.1%} with the model)"
+        print(text)
+
+
+def _merged(rows: list[dict[str, Any]], new: list[dict[str, Any]], *key: str) -> list[dict[str, Any]]:
+    """Rows with the new ones in the place of those of the same key, or behind."""
+    found = {tuple(row[name] for name in key): row for row in [*rows, *new]}
+    return list(found.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=4, help="for memory; time is that of one")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8], help="images; none: no memory")
+    parser.add_argument("--kinds", nargs="+", choices=CLASSES, default=list(CLASSES), help="for memory")
     parser.add_argument("--time-batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7, help="of timing; 0: no timing")
@@ -173,19 +212,17 @@ def main() -> None:
     result: dict[str, Any] = {"machine": measure.machine_info(), "rank": arguments.rank}
     if arguments.out and arguments.out.exists():
         result = json.loads(arguments.out.read_text()) | result
-    if arguments.batches:
-        result["memory"] = []
     for batch in arguments.batches:
-        found = bench_memory(arguments.blocks, batch, arguments.rank)
-        _print(batch, found)
-        rows = [{"blocks": arguments.blocks, "batch": batch, "kind": k, **row} for k, row in found.items()]
-        result["memory"] += rows
+        new = bench_memory(arguments.kinds, arguments.blocks, batch, arguments.rank)
+        result["memory"] = _merged(result.get("memory", []), new, "blocks", "batch", "kind")
+    _print(result.get("memory", []))
     if arguments.rounds:
         times = bench_time(arguments.time_batch, arguments.rank, arguments.rounds)
         for kind, timing in times.items():
             ratio = timing.median / times["formula"].median
-            print(f"one block, batch {arguments.time_batch} {kind:>10}: {timing.median:.3f} s ({ratio:.3f})")
-        result["time"] = {"batch": arguments.time_batch, **{k: t.to_dict() for k, t in times.items()}}
+            print(f"one block, batch {arguments.time_batch} {kind:>13}: {timing.median:.3f} s ({ratio:.3f})")
+        new = {"batch": arguments.time_batch, **{kind: timing.to_dict() for kind, timing in times.items()}}
+        result["time"] = _merged(result.get("time", []), [new], "batch")
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
