@@ -99,7 +99,7 @@ def test_rows_before_and_after():
         (["--config", "list.json"], "list.json: expected an object of settings"),
         (["--config", "bad.json"], "bad.json: RecoverConfig: unknown field 'stepz'"),
         (["--config", "bad.json", "--seed", "1"], "leave out --seed"),
-        (["--limit", "0"], "--limit: expected a whole number of at least 1, got 0"),
+        (["--clip-norm", "null"], "--clip-norm: expected a number above 0, got 'null'"),
         (["--eval", "nonsense:x"], "nonsense"),
         ([], "model: nothing was pruned"),
         (["--out", "file"], "--out: expected a folder, file is a file"),
@@ -122,6 +122,15 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypa
     assert message in err
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prune_says_that_it_does_not_train(tmp_path, capfd):
+    file = tmp_path / "variant.json"
+    trained = Variant(MagnitudeConfig(), recovery=Recovery.from_dict({}))
+    file.write_text(json.dumps(trained.to_dict()))
+    assert main(["prune", "demo", "--config", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "--config: prune does not train" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

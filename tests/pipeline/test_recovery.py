@@ -64,7 +64,7 @@ def test_what_adapters_learn_by():
     )
     alone = Recovery.from_dict({"itc": 0, "sim": 0, "towers": ["visual"]})
     assert alone.adapters == SparseLoRAConfig(targets=("visual",))
-    assert not alone.needs_texts
+    assert not alone.training.needs_texts
     # the rates of adapters, not those of weights
     assert (alone.training.learning_rate, alone.training.warmup) == (RecoverConfig().learning_rate, 0.0)
     assert Recovery.from_dict({"towers": ["text"]}).training == RecoverConfig()

@@ -14,15 +14,27 @@ from ..data import LabelledData, PairData, load_data
 from ..distributed import is_first
 from ..models import LoadedModel, load_model
 
-__all__ = ["load", "open_data", "say_for", "spec_of"]
+__all__ = ["add_limits", "load", "open_data", "positive", "say_for", "spec_of"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def positive(text: str) -> int:
+    """A count, as argparse reads it."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
+
+
+def add_limits(command: argparse.ArgumentParser) -> None:
+    """Options of every command that evaluates."""
+    command.add_argument("--limit", type=positive, help="at most this many evaluation images")
+    command.add_argument("--skip-broken", action="store_true", help="leave broken images out, and count them")
+
+
 def say_for(args: argparse.Namespace) -> Callable[[str], None]:
-    """What tells about progress: on standard error when standard output is JSON, on the first rank alone."""
-    if not is_first():
-        return _silent
+    """What tells about progress: on standard error when standard output is JSON."""
     return partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
@@ -55,7 +67,3 @@ def spec_of(args: argparse.Namespace) -> str:
     if args.model == "demo":
         return "demo"
     raise ValueError("--data: required for every model but demo")
-
-
-def _silent(line: str) -> None:
-    pass

@@ -100,6 +100,8 @@ def _from_files(args: argparse.Namespace) -> list[Variant]:
                 raise ValueError(f"{path}: {error}") from error
     if args.command == "prune" and len(result) != 1:
         raise ValueError(f"--config: prune takes one config, the file holds {len(result)}")
+    if args.command == "prune" and (result[0].recovery or result[0].between):
+        raise ValueError("--config: prune does not train; leave recovery and between out, or take run")
     return result
 
 

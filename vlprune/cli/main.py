@@ -12,6 +12,7 @@ from ..config import METHODS
 from ..distributed import is_first, rank, under_torchrun, world_size
 from .bench import add_bench
 from .commands import COMMANDS
+from .common import add_limits, positive
 from .recover import add_recover
 from .structured import add_structured
 from .training import add_training
@@ -83,8 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--recover-data", metavar="SPEC", help="training data (default: the calibration data)")
     add_training(run, "recover-")
-    run.add_argument("--batch", type=_positive, default=8, help="images a call when timing (default: 8)")
-    run.add_argument("--rounds", type=_positive, default=20, help="timed rounds of each pair (default: 20)")
+    run.add_argument("--batch", type=positive, default=8, help="images a call when timing (default: 8)")
+    run.add_argument("--rounds", type=positive, default=20, help="timed rounds of each pair (default: 20)")
     run.add_argument(
         "--out", default="vlprune-run", help="folder for report and model (default: vlprune-run)"
     )
@@ -139,7 +140,7 @@ def _model(command: argparse.ArgumentParser) -> None:
 
 
 def _threads(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
+    command.add_argument("--threads", type=positive, help="CPU threads (default: torch's own choice)")
 
 
 def _data(command: argparse.ArgumentParser) -> None:
@@ -147,8 +148,7 @@ def _data(command: argparse.ArgumentParser) -> None:
         "--data",
         help="demo, folder:DIR, coco:FILE.json:IMAGES, pairs:FILE.tsv or wds:GLOB.tar (demo model: demo)",
     )
-    command.add_argument("--limit", type=_positive, help="at most this many evaluation images")
-    command.add_argument("--skip-broken", action="store_true", help="leave broken images out, and count them")
+    add_limits(command)
 
 
 def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
@@ -175,13 +175,6 @@ def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
         help="tokens that count in the statistics: attention_mask, atv:alpha=1, modality:text=0.5",
     )
     command.add_argument("--config", nargs=many, help="JSON file of configs, instead of options")
-    command.add_argument("--samples", type=_positive, help="calibration images (default: 128)")
+    command.add_argument("--samples", type=positive, help="calibration images (default: 128)")
     if several:
         command.add_argument("--calib", help="calibration data (default: the evaluation data's images)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value

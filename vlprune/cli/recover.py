@@ -11,7 +11,7 @@ from ..distributed import is_first
 from ..files import read_json
 from ..pipeline import RECOVERY_METHODS, TRAINING_FORMAT
 from ..report import training_table, write_training
-from .common import load, open_data, say_for
+from .common import add_limits, load, open_data, say_for
 from .training import add_training, recovery_of
 
 __all__ = ["add_recover", "recover"]
@@ -26,8 +26,7 @@ def add_recover(command: argparse.ArgumentParser) -> None:
         help=f"{', '.join(RECOVERY_METHODS)} (default: sparselora); lora fills the zeros",
     )
     command.add_argument("--eval", metavar="SPEC", help="evaluate before and after on this data")
-    command.add_argument("--limit", type=int, help="at most this many evaluation images")
-    command.add_argument("--skip-broken", action="store_true", help="leave broken images out, and count them")
+    add_limits(command)
     add_training(command)
     command.add_argument("--out", required=True, help="folder for model, log, checkpoint and report")
 
@@ -41,8 +40,6 @@ def recover(args: argparse.Namespace) -> None:
     assert recovery is not None
     out = Path(args.out)
     _check_out(out, args.model)
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit: expected a whole number of at least 1, got {args.limit}")
     loaded, teacher = load(args), load(args, args.teacher)
     data = open_data(args.data, loaded, args)
     test = None if args.eval is None else open_data(args.eval, loaded, args).subset(args.limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -151,10 +150,12 @@ def _option(name: str) -> str:
 
 def _number(text: str) -> Any:
     """A number, or the text as it is: what is made of it says what it expected."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _layers(texts: Sequence[str], option: str) -> dict[str, list[int]]:

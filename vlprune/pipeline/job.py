@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checkpoint import from_pretrained
 from ..evaluate import evaluate
 from .recovery import Recovery
 from .train import claim, recover_pruned_
@@ -56,6 +57,10 @@ class Job:
     out: Path
     say: Callable[[str], None]
     train: Any = None
+
+    def load(self, folder: Path) -> nn.Module:
+        """A model that a step saved, where the dense one is."""
+        return from_pretrained(folder, str(next(self.model.parameters()).device))
 
     def score(self, model: nn.Module, name: str) -> dict[str, Any]:
         """Metrics of a model on the evaluation data."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import from_pretrained, save_pretrained
+from ..checkpoint import save_pretrained
 from ..prune import prune_
 from .job import Job
 from .start import Start
@@ -46,11 +46,11 @@ def make(
     result: dict[str, Any] = {"name": name}
     models, before = {"dense": job.model}, job.model
     if start is not None:
-        before = _load(job, start.folder)
+        before = job.load(start.folder)
         result["structured"] = start.name
     made = before
     if done is not None:
-        made = _load(job, done[0])
+        made = job.load(done[0])
         result |= done[1]
     elif variant.weights is not None:
         made = copy.deepcopy(before)
@@ -72,7 +72,7 @@ def make(
 
 def prune_and_save(job: Job, variant: Variant, start: Start | None, folder: Path) -> dict[str, Any]:
     """Prune the weights of a variant that is to be trained, and save it; returns the record's part."""
-    model = copy.deepcopy(job.model) if start is None else _load(job, start.folder)
+    model = copy.deepcopy(job.model) if start is None else job.load(start.folder)
     result = _prune_(job, model, variant)
     save_pretrained(model, folder)
     return result
@@ -88,7 +88,7 @@ def train_and_save(
 ) -> dict[str, Any]:
     """Train a variant whose weights are pruned, and save it, not yet packed; returns the record's part."""
     assert variant.recovery is not None
-    model = _load(job, pruned[0])
+    model = job.load(pruned[0])
     part = job.recover_(model, variant.recovery, name, folder.name, retained)
     save_pretrained(model, folder)
     job.say(f"{name}: saved to {folder}")
@@ -100,7 +100,3 @@ def _prune_(job: Job, model: nn.Module, variant: Variant) -> dict[str, Any]:
     report = prune_(model, variant.weights, job.calib)
     job.say(str(report))
     return {"config": variant.weights.to_dict(), "prune": report.to_dict()}
-
-
-def _load(job: Job, folder: Path) -> nn.Module:
-    return from_pretrained(folder, str(next(job.model.parameters()).device))

@@ -47,11 +47,6 @@ class Recovery:
         """Whether the weights themselves are trained, which half precision is too coarse for."""
         return self.adapters is None
 
-    @property
-    def needs_texts(self) -> bool:
-        """Whether the training data must have captions."""
-        return not isinstance(self.training, DistillConfig) or self.training.needs_texts
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, all on one level."""
         result = {"method": self.method, **self.training.to_dict()}

@@ -20,7 +20,7 @@ from .make import is_24, make, prune_and_save, train_and_save
 from .rehearse import rehearse
 from .start import Start, start_key, starts_of
 from .steps import Steps
-from .structure import structure, train_structure
+from .structure import layers_left, structure, train_structure
 from .variant import Variant, unique
 
 __all__ = ["RECORD_VERSION", "run"]
@@ -127,7 +127,7 @@ def _trained(
     first = steps.get(f"pruned {of}", pruned, partial(prune_and_save, job, variant, start, pruned))
     if variant.recovery is None:
         return pruned, first
-    retained = {} if left is None else {t: tuple(own["layers"]) for t, own in left.items() if "layers" in own}
+    retained = layers_left(left or {})
     folder = folders[_key(variant, "recovered")]
     compute = partial(train_and_save, job, variant, name, (pruned, first), retained, folder)
     settings = json.dumps(variant.recovery.to_dict())

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import from_pretrained, save_pretrained
+from ..checkpoint import save_pretrained
 from ..structured import compact_
 from .job import Job
 from .start import Start
 
-__all__ = ["structure", "train_structure", "weights_bytes"]
+__all__ = ["layers_left", "structure", "train_structure", "weights_bytes"]
 
 
 def structure(job: Job, start: Start) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def structure(job: Job, start: Start) -> dict[str, Any]:
     job.say(f"{start.name}: {report}")
     result = report.to_dict()
     if recovery is not None:
-        retained = _retained(result)
+        retained = layers_left(result["keep_lists"])
         name = f"{start.name}, after depth"
         trainings.append(job.recover_(model, recovery, name, start.folder.name, retained))
         result["trainings"] = trainings
@@ -70,8 +70,9 @@ def train_structure(job: Job, start: Start, part: Mapping[str, Any]) -> dict[str
     """
     assert start.recovery is not None
     assert start.origin is not None
-    model = from_pretrained(start.origin.folder, str(next(job.model.parameters()).device))
-    training = job.recover_(model, start.recovery, start.name, start.folder.name, _retained(part))
+    model = job.load(start.origin.folder)
+    retained = layers_left(part["keep_lists"])
+    training = job.recover_(model, start.recovery, start.name, start.folder.name, retained)
     save_pretrained(model, start.folder)
     return {
         **part,
@@ -87,10 +88,9 @@ def weights_bytes(folder: Path) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
-def _retained(part: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def layers_left(keep_lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Tower -> numbers of the dense model's layers that stayed, where some went."""
-    lists: Mapping[str, Any] = part["keep_lists"]
-    return {tower: tuple(own["layers"]) for tower, own in lists.items() if "layers" in own}
+    return {tower: tuple(own["layers"]) for tower, own in keep_lists.items() if "layers" in own}
 
 
 def _saved(folder: Path) -> dict[str, Any]:

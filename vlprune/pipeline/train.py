@@ -26,13 +26,13 @@ from ..recovery import (
     merge_sparse_lora_,
     recover_,
 )
+from ..recovery.loop import LOG_FILE
 from .curves import curves
 from .dense import holds_dense_weights, retained_layers, unpack_, was_pruned
 from .recovery import Recovery
 
-__all__ = ["LOG_FILE", "check_trainable", "claim", "recover_pruned_"]
+__all__ = ["check_trainable", "claim", "recover_pruned_"]
 
-LOG_FILE = "log.jsonl"
 _RUN_FILE = "run.json"
 
 
