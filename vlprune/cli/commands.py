@@ -28,6 +28,7 @@ from ..report import (
     write_training,
 )
 from ..report.bench_page import write_bench
+from ..report.frontier import FRONTIER_FORMAT, frontier_table, write_frontier
 from ..sparsify import sparsify_
 from ..structured import compact_
 from .bench import bench
@@ -46,6 +47,7 @@ _REPORTS = {
     STUDY_FORMAT: (study_table, write_study),
     TRAINING_FORMAT: (training_table, write_training),
     BENCH_FORMAT: (bench_table, write_bench),
+    FRONTIER_FORMAT: (frontier_table, write_frontier),
 }
 
 
