@@ -32,6 +32,7 @@ from ..bench.case import DTYPES
 from ..bench.noise import LEAST
 from ..files import read_json, write_json
 from ..report.bench_page import write_bench, write_plots
+from .common import positive
 
 __all__ = ["add_bench", "bench"]
 
@@ -45,9 +46,9 @@ def add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="operators, or parts of names")
     command.add_argument("--dtype", choices=tuple(DTYPES), nargs="+", default=[], help="(default: the set's)")
     command.add_argument(
-        "--tokens", type=_positive, nargs="+", default=[], help="only linear24, with so many tokens"
+        "--tokens", type=positive, nargs="+", default=[], help="only linear24, with so many tokens"
     )
-    command.add_argument("--rounds", type=_positive, help="timed rounds of each case (default: the set's)")
+    command.add_argument("--rounds", type=positive, help="timed rounds of each case (default: the set's)")
     command.add_argument("--out", help="folder for bench.json, the page and its plots")
     command.add_argument(
         "--compare", nargs=2, metavar=("OLD.json", "NEW.json"), help="what changed beyond the noise"
@@ -59,7 +60,7 @@ def add_bench(command: argparse.ArgumentParser) -> None:
         help="time this tree in turns with a commit or folder; or the second with the first of two",
     )
     command.add_argument(
-        "--repeats", type=_positive, default=REPEATS, help=f"of --against: process pairs (default: {REPEATS})"
+        "--repeats", type=positive, default=REPEATS, help=f"of --against: process pairs (default: {REPEATS})"
     )
     command.add_argument(
         "--least", type=float, default=LEAST, help=f"smallest change that is flagged (default: {LEAST})"
@@ -158,10 +159,3 @@ def _check_device(device: str) -> None:
         raise ValueError(f"--device: expected cpu or cuda, got {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device: {device} asked for, and torch sees no GPU here")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
