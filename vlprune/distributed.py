@@ -155,10 +155,11 @@ def send_from_first(tensors: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     for tensor in tensors:
-        moved = _sendable(tensor.detach())
+        own = tensor.detach()
+        moved = _sendable(own)
         dist.broadcast(moved, 0)
-        if moved is not tensor:
-            tensor.detach().copy_(moved)
+        if moved is not own:
+            own.copy_(moved)
 
 
 def _sendable(tensor: Tensor) -> Tensor:

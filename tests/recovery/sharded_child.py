@@ -1,6 +1,7 @@
 """Ranks that train with a part of the weights each: `python sharded_child.py RANK RANKS STORE OUT`."""
 
 import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -79,23 +80,34 @@ def keep_half_way(folder, state):
         whole_save(folder.with_name(f"{folder.name}-half"), state)
 
 
-def refused():
-    """Return what is said of a loss that is not finite, whether the weights are those before, and of ties."""
+def refused(out, rank):
+    """Return what is said of losses, weights and checkpoints that cannot be trained on."""
     dense, student, batches = models()
     own = {name: p.detach().clone() for name, p in student.named_parameters()}
     bad = [(torch.full_like(images, float("nan")), texts) for images, texts in batches]
     config = DistillConfig(steps=2, shard=True)
     said = []
-    try:
-        distill_(student, dense, bad, config, progress=False)
-    except ValueError as error:
-        said.append(str(error))
-    said.append(all(torch.equal(p, own[name]) for name, p in student.named_parameters()))
+
+    def attempt(data, folder=None, **changes):
+        try:
+            distill_(student, dense, data, dataclasses.replace(config, **changes), out=folder, progress=False)
+        except (NotImplementedError, OSError, RuntimeError, ValueError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    def unchanged():
+        return all(torch.equal(p, own[name]) for name, p in student.named_parameters())
+
+    attempt(bad)
+    said.append(unchanged())
+    # the first rank alone finds the checkpoint of another run
+    attempt(batches, out / "together" / ("nothing" if rank else "distill"))
+    weight = student.visual.embed.weight
+    weight.data = weight.data.T.contiguous().T
+    attempt(batches)
+    weight.data = weight.data.contiguous()
+    said.append(unchanged())
     student.visual.blocks[1].attn.proj = student.visual.blocks[0].attn.proj  # one layer in two blocks
-    try:
-        distill_(student, dense, batches, config, progress=False)
-    except ValueError as error:
-        said.append(str(error))
+    attempt(batches)
     return said
 
 
@@ -119,5 +131,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", f"file://{sys.argv[3]}", rank=rank, world_size=ranks)
     fresh, continued = run(out / "together", rank), run(out / "alone", rank, "-half")
     torch.save([fresh, continued], out / f"{rank}.pt")
-    (out / f"{rank}.json").write_text(json.dumps([refused(), held()]))
+    (out / f"{rank}.json").write_text(json.dumps([refused(out, rank), held()]))
     dist.destroy_process_group()

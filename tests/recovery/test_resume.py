@@ -88,7 +88,7 @@ def test_checkpoint_of_another_run_is_refused(clip, batches, tmp_path):
 
 
 def test_processes_that_found_other_checkpoints_are_refused(clip, batches, tmp_path, monkeypatch):
-    monkeypatch.setattr("vlprune.recovery.loop.gather", lambda step: [step, step + 3])
+    monkeypatch.setattr("vlprune.recovery.loop.on_all_ranks", lambda read: [read(), 3])
     with pytest.raises(ValueError, match=r"checkpoints of steps \[0, 3\]; they must share"):
         distill_(copy.deepcopy(clip), clip, batches, DistillConfig(steps=4), out=tmp_path)
 

@@ -49,13 +49,19 @@ def test_sharded_ranks_train_as_one_process_does(tmp_path):
             assert all(torch.equal(value, every[0][0][kind][1][key]) for key, value in weights.items())
 
     notes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    told = [other.startswith("RuntimeError: rank 0 of 3 failed") for (_, _, other, *_), _ in notes]
+    assert told == [False, True, True]
     blocks = [*models()[0].visual.blocks, *models()[0].text.blocks]
     whole = sum(p.numel() for block in blocks for p in block.parameters())
     assert sum(held for _, (held, _) in notes) == whole
     assert max(held for _, (held, _) in notes) <= whole * 7 / WIDTH + 1
-    for (loss, same, shared), (_, zeros) in notes:
+    for (loss, same, other, strided, still, shared), (_, zeros) in notes:
         assert "distill: the loss is nan at step 0" in loss
+        assert "ValueError: " in other
+        assert "it is the checkpoint of another run" in other
+        assert "contiguous" in strided
         assert same
+        assert still
         assert "shard: visual.blocks.1.attn.proj.weight is shared with visual.blocks.0" in shared
         assert zeros
 

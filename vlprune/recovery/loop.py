@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..distributed import gather, hides_progress, is_first, losing_none, rank, world_size
+from ..distributed import (
+    hides_progress,
+    is_first,
+    losing_none,
+    of_first_rank,
+    on_all_ranks,
+    rank,
+    world_size,
+)
 from ..files import write_text
 from ..models.running import model_device
 from .batches import Source
@@ -82,10 +91,8 @@ def fit(
         )
     zeros = {name: ~keep.to(device) for name, keep in (held or {}).items() if name in trained}
     identity = _identity(kind, source, config, student, zeros)
-    saved = None if out is None else read_state(out, identity)
+    saved = _saved(out, identity)
     resumed = 0 if saved is None else len(saved["history"])
-    if len(set(steps := gather(resumed))) > 1:
-        raise ValueError(f"out: the processes found checkpoints of steps {steps}; they must share {out}")
     size = sum(p.numel() for p in trained.values())
     with losing_none(kind), _ready(objective, config) as (module, model, averaged):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -136,12 +143,26 @@ def _run(step: Step, source: Source, out: Path | None, progress: bool | None) ->
             bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
             bar.update()
             if out is not None and (state.step % config.save_every == 0 or state.step == source.steps):
-                whole = state.whole()
-                if is_first():
-                    save_state(out, whole)
+                # of which the others hear when it fails, or they would wait for the first one's next step
+                of_first_rank(partial(save_state, out, state.whole()))
     with torch.no_grad():
         for name, mean in state.ema.items():
             local(step.trained[name]).copy_(local(mean))
+
+
+def _saved(out: Path | None, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint to go on from, the same on every rank, or none; what one rank refuses, all do."""
+    if out is None:
+        return None
+    found: list[dict[str, Any] | None] = []
+
+    def read() -> int:
+        found.append(read_state(out, identity))
+        return 0 if found[0] is None else len(found[0]["history"])
+
+    if len(set(steps := on_all_ranks(read))) > 1:
+        raise ValueError(f"out: the processes found checkpoints of steps {steps}; they must share {out}")
+    return found[0]
 
 
 @contextmanager

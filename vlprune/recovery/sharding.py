@@ -94,7 +94,7 @@ class Sharded:
 
         self._objective, self._student = objective, objective.student
         self._own = dict(self._student.named_parameters())
-        send_from_first(parameter.data for parameter in self._own.values())
+        send_from_first([*self._own.values(), *self._student.buffers()])
         blocks = _blocks(self._student)
         _refuse_shared(self._student, blocks)
         shared = {id(t): t for t in [*self._own.values(), *self._student.buffers()]}
@@ -112,11 +112,16 @@ class Sharded:
             "mesh": init_device_mesh(model_device(self._student).type, (world_size(),)),
             "ignored_params": set(self.whole.values()),
         }
-        for name in blocks:
-            fully_shard(self.student.get_submodule(name), **options)
-            self._empty(name)
-        fully_shard(self.module, **options)
-        self._empty("")
+        try:
+            for name in blocks:
+                fully_shard(self.student.get_submodule(name), **options)
+                self._empty(name)
+            fully_shard(self.module, **options)
+            self._empty("")
+        except (AssertionError, NotImplementedError, ValueError):
+            # what FSDP2 says of the model, such as of weights that are not contiguous, it says on every rank
+            self.restore()
+            raise
 
     def _empty(self, block: str) -> None:
         """Free what the copy has in parts by now."""
