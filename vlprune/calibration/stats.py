@@ -89,8 +89,9 @@ class Calibration:
     def share(self) -> None:
         """Add up what the ranks gathered, so that each has the statistics of all batches.
 
-        They are those of one process to the bit: batches give float32 numbers, which add up exactly in
-        float64, in any order, unless one is 2^29 times another.
+        They are those of one process but for the rounding of float64 sums in another order, which the
+        float32 statistics made of them seldom show: of n float32 numbers the sum is exact in float64, in any
+        order, if none is 2^29 / n times another.
         """
         if world_size() == 1:
             return
