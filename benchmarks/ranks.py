@@ -1,8 +1,7 @@
 """Two ranks against one on the demo model: `python -m benchmarks.ranks`.
 
-Training: 50 steps of SparseLoRA and of distillation at 70 %, under DistributedDataParallel and under FSDP2;
-the largest difference of a step's loss from that of one process, which is held against the last loss, and of
-the weights at the end.
+Training: 50 steps of SparseLoRA and of distillation at 90 %, under DistributedDataParallel and under FSDP2;
+the largest difference of a step's loss from that of one process, and of the weights at the end.
 Scores: what calibration, ECoFLaP, module pruning errors and evaluation return, compared to the bit.
 """
 
@@ -38,14 +37,14 @@ from vlprune.structured import module_pruning_errors
 
 RESULT = Path(__file__).parent / "results" / "amd-epyc-zen3-2core" / "ranks.json"
 STEPS, BATCH, SAMPLES = 50, 16, 64
-# of a step's loss, as a share of the last one
+# of a step's loss, which is of order 1: its logits are up to 25, known to 2e-6 in float32
 TOLERANCE = 1e-5
 
 
 def pruned(model: nn.Module) -> nn.Module:
-    """A copy at 70 % by magnitude, which no longer finds the texts."""
+    """A copy at 90 % by magnitude: at 70 % the first loss is 0.007, and there is little to learn."""
     small = copy.deepcopy(model)
-    vlprune.prune_(small, vlprune.MagnitudeConfig(pattern="unstructured", sparsity=0.7), progress=False)
+    vlprune.prune_(small, vlprune.MagnitudeConfig(pattern="unstructured", sparsity=0.9), progress=False)
     return small
 
 
@@ -176,7 +175,7 @@ def main() -> None:
         for row in rows
         if not (row["ranks identical"] and row["zeros held"])
         or not math.isfinite(row["last loss"])
-        or row["loss, largest difference"] > TOLERANCE * row["last loss"]
+        or row["loss, largest difference"] > TOLERANCE
     ]
     if failed:
         raise SystemExit(f"not what one process finds: {', '.join(failed)}")
