@@ -1,19 +1,12 @@
 """Module pruning errors against a loop that runs the whole model for every module."""
 
-import json
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from models.zoo import build, inputs
-from open_clip.transformer import QuickGELU
 from torch import nn
-from torchvision.transforms import Compose, Normalize
 
 import vlprune
-from vlprune import demo, models
+from vlprune import models
 from vlprune.data import PairData
 from vlprune.data.listing import Problems
 from vlprune.models.parts import block_parts
@@ -29,7 +22,7 @@ from vlprune.structured import (
 )
 from vlprune.structured.criteria import module_importance
 
-from .cases import Numbered, labelled_data, pair_data, token_ids
+from .cases import Numbered, labelled_data, pair_data
 
 
 def naive(model, data, towers=("visual", "text"), groups=3, batch_size=8, ran=lambda block: True):
@@ -207,115 +200,6 @@ def test_a_few_modules_at_a_time_give_the_same(size, tmp_path, monkeypatch):
     assert module_pruning_errors(model, data, groups=3) == expected
 
 
-class Stop(Exception):
-    pass
-
-
-def test_a_job_that_stopped_continues_with_what_it_had(tmp_path, monkeypatch):
-    model = build("clip")
-    data = pair_data(model)
-    file = tmp_path / "errors.json"
-    expected = module_pruning_errors(model, data, groups=3)
-    monkeypatch.setattr(mope, "_CHUNK_MODULES", 4)
-    computed = []
-
-    def counting(*args):
-        if len(computed) == 3:
-            raise Stop
-        computed.append([module.key for module in args[3]])
-        return original(*args)
-
-    original = ablated.embeddings_without
-    monkeypatch.setattr(ablated, "embeddings_without", counting)
-    with pytest.raises(Stop):
-        module_pruning_errors(model, data, groups=3, resume=file)
-    done = {key for chunk in computed for key in chunk}
-    (kept,) = json.loads(file.read_text())["jobs"].values()
-    assert kept.keys() == done
-    assert len(done) == 12
-    computed.clear()
-    computed.append([])  # so that it stops one chunk sooner
-    with pytest.raises(Stop):
-        module_pruning_errors(model, data, groups=3, resume=file)
-    assert not done & {key for chunk in computed for key in chunk}
-    monkeypatch.setattr(ablated, "embeddings_without", original)
-    assert module_pruning_errors(model, data, groups=3, resume=file) == expected
-
-    def never(*args):
-        raise AssertionError("everything was there")
-
-    monkeypatch.setattr(ablated, "embeddings_without", never)
-    assert module_pruning_errors(model, data, groups=3, resume=file) == expected
-
-
-KILLED = """
-import os, signal, sys
-import vlprune
-from vlprune import demo
-from vlprune.structured import module_pruning_errors
-model, preprocess, tokenizer = demo.load()
-data = vlprune.load_data("demo:train:8", preprocess, tokenizer)
-calls = []
-def metric(model, data):
-    if len(calls) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    calls.append(1)
-    return vlprune.evaluate(model, data).primary
-metric.__module__ = "mine"
-found = module_pruning_errors(model, data, ["layers"], metric, resume=sys.argv[1])
-print(len(calls), [e.error for e in found])
-"""
-
-
-def test_a_killed_process_continues(tmp_path):
-    def run(stop):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "kept.json"), str(stop)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    assert run(6).returncode == -9
-    again = run(-1)
-    assert again.returncode == 0, again.stderr
-    model, preprocess, tokenizer = demo.load()
-    data = vlprune.load_data("demo:train:8", preprocess, tokenizer)
-    expected = module_pruning_errors(model, data, ["layers"])
-    # six calls are the full model and five layers; of eight layers three are left, and the full model again
-    assert again.stdout.split(" ", 1) == ["4", f"{[e.error for e in expected]}\n"]
-
-
-@pytest.mark.parametrize(
-    "change", ["weight", "activation", "data", "preprocess", "tokenizer", "metric", "groups", "batch_size"]
-)
-def test_what_was_kept_of_something_else_is_not_taken(change, tmp_path):
-    model = build("clip")
-    data = pair_data(model)
-    file = tmp_path / "kept.json"
-    arguments = {"modules": ["heads"], "towers": ["text"]}
-    module_pruning_errors(model, data, resume=file, **arguments)
-    kept = json.loads(file.read_text())
-    ((job, scores),) = kept["jobs"].items()
-    kept["jobs"][job] = dict.fromkeys(scores, 1000.0)
-    file.write_text(json.dumps(kept))
-    if change == "weight":
-        with torch.no_grad():
-            model.token_embedding.weight[3, 1] += 1.0
-    elif change == "activation":
-        for block in model.transformer.resblocks:
-            block.mlp.gelu = QuickGELU()
-    elif change == "data":
-        data.captions[3][1] = "another"
-    elif change == "preprocess":
-        data.preprocess = Compose([data.preprocess, Normalize([0.5] * 3, [0.5] * 3)])
-    elif change == "tokenizer":
-        data.tokenizer = lambda texts: token_ids(texts).flip(0)
-    elif change == "metric":
-        arguments["metric"] = lambda model, data: vlprune.evaluate(model, data).primary
-    elif change in ("groups", "batch_size"):
-        arguments[change] = 2
-    expected = module_pruning_errors(model, data, **arguments)
-    assert module_pruning_errors(model, data, resume=file, **arguments) == expected
-    assert max(abs(e.error) for e in expected) < 100
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -414,11 +298,3 @@ def test_ranks_of_layers_that_do_not_all_run_cannot_be_judged():
 
     found = module_pruning_errors(model, None, ["neurons"], size, across_layers=True, groups=2)
     assert [(e.tower, e.layer, e.index) for e in found] == [("visual", None, 0), ("visual", None, 1)]
-
-
-def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
-    model = build("clip")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(ablated, "embed_images", None)
-    with pytest.raises(OSError, match="file"):
-        module_pruning_errors(model, pair_data(model, 4), resume=tmp_path / "file" / "kept.json")
