@@ -1,13 +1,13 @@
 """What heads, neurons and layers are worth, and what is left after removing a quarter to three quarters.
 
-python benchmarks/mope.py --out FILE            the demo: a table of errors, and mean recall afterwards
-python benchmarks/mope.py --out FILE --quick    the same in a minute or two
+python -m benchmarks.mope --out FILE            the demo: a table of errors, and mean recall afterwards
+python -m benchmarks.mope --out FILE --quick    the same in a minute or two
 
 Modules are chosen by module pruning errors (mope), weights (magnitude), gradients (gradient) and chance
 (random) on training images, the same share of every layer, and the model is evaluated on others, without any
 training in between. A seed picks the training images. For another model:
 
-python benchmarks/mope.py --model DIR --metric accuracy --data folder:VAL --calib folder:TRAIN --out FILE
+python -m benchmarks.mope --model DIR --metric accuracy --data folder:VAL --calib folder:TRAIN --out FILE
 
 Each result is written as soon as it is there; the same command continues.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 from vlprune import evaluate, load_data, load_model, measure
 from vlprune.evaluate import embed_images, embed_texts, score_embeddings, texts_to_embed
-from vlprune.files import read_json, write_json
+from vlprune.files import write_json
 from vlprune.structured import (
     Keep,
     ModuleError,
@@ -38,6 +38,8 @@ from vlprune.structured import (
     rewire_,
 )
 from vlprune.structured.criteria import loss_for, module_importance
+
+from .continued import continue_from
 
 KINDS = ("heads", "neurons", "layers")
 SAME = ("format", "model", "data", "calib", "images", "samples", "groups", "metric", "towers", "batch_size")
@@ -63,11 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "errors": {},
         "rows": {},
     }
-    if args.out.exists():
-        kept = read_json(args.out)
-        if differs := [key for key in SAME if kept.get(key) != record[key]]:
-            raise SystemExit(f"{args.out}: has another {', '.join(differs)}; give a new --out")
-        record |= {"errors": kept["errors"], "rows": kept["rows"]}
+    continue_from(args.out, record, SAME, ("errors", "rows"))
     scored = scorer(loaded.model, data, args)
     if "full" not in record["rows"]:
         record["rows"]["full"] = scored(loaded.model, {})

@@ -1,7 +1,7 @@
 """Speed-ups named in advance: what the measured costs of layers predict, and what then comes out.
 
-python benchmarks/speedup.py --out FILE     the demo by its module pruning errors, ViT-B-32 by drawn ones
-python benchmarks/speedup.py --out FILE --models demo --targets 2
+python -m benchmarks.speedup --out FILE     the demo by its module pruning errors, ViT-B-32 by drawn ones
+python -m benchmarks.speedup --out FILE --models demo --targets 2
 
 A model of random weights is as fast as a trained one, and its errors would say nothing: those of ViT-B-32 are
 drawn from a seed. `measured` is the median of comparisons made after the choice, the model being done. With
@@ -24,12 +24,14 @@ import torch
 from torch import nn
 
 from vlprune import MagnitudeConfig, load_data, load_model, measure, prune_, sparsify_
-from vlprune.files import read_json, write_json
+from vlprune.files import write_json
 from vlprune.structured import ModuleError, StructuredConfig, compact_, module_pruning_errors, rewire_
 from vlprune.structured.criteria import loss_for
 from vlprune.structured.modules import KINDS, removable_modules
 from vlprune.structured.speedup.timing import measure_costs
 from vlprune.structured.speedup.verify import choose_and_verify, measure_speedup
+
+from .continued import continue_from
 
 SAME = ("format", "towers", "batch", "seed", "samples", "groups")
 
@@ -47,11 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "machine": measure.machine_info(),
         "rows": {},
     }
-    if args.out.exists():
-        kept = read_json(args.out)
-        if differs := [key for key in SAME if kept.get(key) != record[key]]:
-            raise SystemExit(f"{args.out}: has another {', '.join(differs)}; give a new --out")
-        record["rows"] = kept["rows"]
+    continue_from(args.out, record, SAME)
     wanted = [(target, sparse) for target in args.targets for sparse in ((False, True)[: 1 + args.sparse])]
     for name in args.models:
         keys = {f"{name} {target:g}x{' 2:4' * sparse}": (target, sparse) for target, sparse in wanted}
