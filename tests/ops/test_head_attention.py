@@ -137,3 +137,20 @@ def test_reads_any_strides(view):
 def test_no_sequences_and_no_tokens():
     assert ops.head_attention(torch.empty(0, 5, 24), 2).shape == (0, 5, 8)
     assert ops.head_attention(torch.empty(2, 0, 24), 2).shape == (2, 0, 8)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["inference", "training"])
+def test_autocast_leaves_it_as_it_is(gradient):
+    qkv = normal(2, 9, 24).requires_grad_(gradient)
+    right = ops.head_attention(qkv, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = ops.head_attention(qkv, 2)
+    assert got.dtype is torch.float32
+    assert torch.equal(got, right)
+
+
+def test_on_a_device_without_a_form_of_its_own_it_is_made_of_pytorch_s():
+    qkv = torch.empty(2, 9, 24, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        assert ops.head_attention(qkv, 2).shape == (2, 9, 8)
+    assert counter.get_total_flops()

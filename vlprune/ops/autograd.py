@@ -6,10 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 
-__all__ = ["register"]
+__all__ = ["forward_mode", "register"]
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are taken in forward mode, which the formulas below would lose without a word."""
+    return forward_ad._current_level >= 0
 
 
 def register(library: torch.library.Library) -> None:

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from . import library  # noqa: F401  (defines torch.ops.vlprune)
+from . import (
+    library,  # noqa: F401  (defines torch.ops.vlprune)
+    reference,
+)
+from .autograd import forward_mode
 from .backend import check_backend
 from .codes import check_activation
 
@@ -208,7 +212,7 @@ def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     _check_matrix("pack24", "weight", weight)
     _check_groups("pack24", weight)
-    return _pack24(weight)
+    return (reference.pack24 if forward_mode() else _pack24)(weight)
 
 
 def unpack24(values: Tensor, meta: Tensor) -> Tensor:
@@ -220,7 +224,7 @@ def unpack24(values: Tensor, meta: Tensor) -> Tensor:
 
     """
     _check_packed("unpack24", values, meta)
-    return _unpack24(values, meta)
+    return (reference.unpack24 if forward_mode() else _unpack24)(values, meta)
 
 
 def linear24(
@@ -276,14 +280,16 @@ def linear24(
         check_activation("linear24", activation)
     if backend != "auto":
         check_backend(backend)
-    if residual is None:
-        return _linear24(x, values, meta, bias, activation, backend)
     shape = (*x.shape[:-1], rows)
-    if residual.dtype != x.dtype or residual.shape != shape or residual.device != x.device:
+    if residual is not None and (
+        residual.dtype != x.dtype or residual.shape != shape or residual.device != x.device
+    ):
         raise ValueError(
             f"linear24: expected residual of shape {shape}, dtype {_name(x)} on {x.device}, "
             f"got {tuple(residual.shape)}, {_name(residual)} on {residual.device}"
         )
+    if forward_mode():
+        return reference.linear24(x, values, meta, bias, activation, residual)
     return _linear24(x, values, meta, bias, activation, backend, residual)
 
 
@@ -315,7 +321,7 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
             f"head_attention: expected num_heads such that qkv's width {qkv.shape[2]} is a positive "
             f"multiple of 3*num_heads, got {num_heads}"
         )
-    return _head_attention(qkv, num_heads, causal, scale)
+    return (reference.head_attention if forward_mode() else _head_attention)(qkv, num_heads, causal, scale)
 
 
 def _name(tensor: Tensor) -> str:

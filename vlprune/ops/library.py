@@ -60,7 +60,8 @@ def _wanda_pack24_many(
 
 
 def _head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
-    form = triton_ops.head_attention if qkv.is_cuda else native.head_attention
+    forms = {"cuda": triton_ops.head_attention, "cpu": native.head_attention}
+    form = forms.get(qkv.device.type, reference.head_attention)
     return form(qkv, num_heads, causal, scale)
 
 
@@ -172,8 +173,7 @@ _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
 # Made of traceable operators only, so that its gradient and its fake are theirs: PyTorch's own, or of the
-# two below.
-# On the CPU the first of these runs only where no gradient is wanted.
+# two below, of which the CPU has the first alone, where no gradient is wanted.
 LIBRARY.impl("head_attention", _head_attention, "CompositeImplicitAutograd")
 for _op, _form, _fake in (
     ("_head_attention", triton_ops.head_attention_forward, _fake_head_attention),

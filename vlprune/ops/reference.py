@@ -171,7 +171,8 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
     head_dim = width // (3 * num_heads)
     split = qkv.reshape(batch, length, 3, num_heads, head_dim)
     q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    with as_typed(qkv.device):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     return out.transpose(1, 2).reshape(batch, length, num_heads * head_dim)
 
 
