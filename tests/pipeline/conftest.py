@@ -21,13 +21,18 @@ def pixels(picture):
     return pil_to_tensor(picture) / 255
 
 
-@pytest.fixture
-def pairs(tmp_path):
+def write_images(folder):
+    """The images and their list."""
     from PIL import Image
 
     lines = []
     for i in range(6):
-        Image.new("RGB", (32, 32), (40 * i, 255 - 40 * i, 20)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (32, 32), (40 * i, 255 - 40 * i, 20)).save(folder / f"{i}.png")
         lines.append(f"{i}.png\tscene number {i}\n")
-    (tmp_path / "pairs.tsv").write_text("".join(lines))
+    (folder / "pairs.tsv").write_text("".join(lines))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    write_images(tmp_path)
     return load_data(f"pairs:{tmp_path / 'pairs.tsv'}", pixels, Words())

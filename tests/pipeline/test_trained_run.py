@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vlprune import MagnitudeConfig, StructuredConfig, from_pretrained, masks, m
 from vlprune.nn import Linear24
 from vlprune.pipeline import Recovery, Variant
 
+from .conftest import write_images
 from .run_child import DISTILL, OPTIONS, SMALLER, STEPS, VARIANTS, go
 
 HERE = Path(__file__).parent
@@ -30,8 +32,30 @@ def _quick(monkeypatch):
 
 
 @pytest.fixture
-def images(pairs, tmp_path):
+def images(tmp_path):
+    write_images(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbs, on one thread: its folder and its record."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_images(folder)
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.setattr(measure, "compare", Clock())
+        return folder / "out", go(folder, folder / "out")
+
+
+@contextmanager
+def one_thread():
+    """The same operations in the same order, every time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def lines_of(folder):
@@ -83,10 +107,10 @@ def test_order_is_width_training_depth_training(images, tmp_path, monkeypatch):
     packed = sum(isinstance(m, Linear24) for m in final.modules())
     assert packed == record["variants"][3]["sparsify"]["packed"]
     # what is packed is what was trained
-    assert {n: p for n, p in final.named_parameters() if n.endswith("ln_1.weight")}.keys()
-    for name, p in final.named_parameters():
-        if name.endswith("ln_1.weight"):
-            assert torch.equal(p, recovered.get_parameter(name))
+    norms = {n: p for n, p in final.named_parameters() if n.endswith("ln_1.weight")}
+    assert norms
+    for name, p in norms.items():
+        assert torch.equal(p, recovered.get_parameter(name))
 
 
 def test_both_rows_begin_with_the_same_pruned_weights(images, tmp_path, monkeypatch):
@@ -112,8 +136,8 @@ def test_both_rows_begin_with_the_same_pruned_weights(images, tmp_path, monkeypa
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(record))
 
 
-def test_page_and_table_tell_of_every_training(images, tmp_path):
-    record = json.loads(json.dumps(go(images, tmp_path / "out")))
+def test_page_and_table_tell_of_every_training(whole, tmp_path):
+    record = json.loads(json.dumps(whole[1]))
     text = report.table(record)
     for name in (f"{NAME} + distill, after width", f"{NAME} + distill, after depth"):
         assert f"{name}:\ndistill, taught by the dense model: {STEPS} steps of 3 images" in text
@@ -141,11 +165,9 @@ def test_what_is_only_narrower_is_trained_as_it_was_left(images, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["structured-2-width", "structured-2", "recovered"])
-def test_killed_run_goes_on_in_the_middle_of_training(images, tmp_path, stage):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+@pytest.mark.parametrize("stage", ["structured-2-width", "recovered"])
+def test_killed_run_goes_on_in_the_middle_of_training(images, whole, tmp_path, stage):
+    killed, (undisturbed, expected) = tmp_path / "killed", whole
     tests = HERE.parent
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.run_child", str(images), str(killed), "0.2"],
@@ -159,17 +181,15 @@ def test_killed_run_goes_on_in_the_middle_of_training(images, tmp_path, stage):
     assert process.wait() == -9
     assert 3 <= len(lines_of(killed / "training" / stage)) < STEPS
     assert not (killed / "report.json").exists()
-    try:
-        expected, record = go(images, whole), go(images, killed)
-    finally:
-        torch.set_num_threads(threads)
-    # one thread, the same operations in the same order: equal to the last bit
+    with one_thread():
+        record = go(images, killed)
+    # equal to the last bit
     for folder in ("structured", "structured-2", "recovered"):
-        assert same_weights(killed / folder, whole / folder), folder
+        assert same_weights(killed / folder, undisturbed / folder), folder
     for folder in (stage, "recovered"):
         losses = [
             [json.loads(line)["loss"] for line in lines_of(out / "training" / folder)]
-            for out in (killed, whole)
+            for out in (killed, undisturbed)
         ]
         assert losses[0] == losses[1]
         assert len(losses[0]) == STEPS
