@@ -1,6 +1,7 @@
 """Two versions beside each other: trees of commits, the processes, and the command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -61,9 +62,16 @@ def test_other_native_sources_are_built(repository):
     with pytest.raises(ValueError, match="cannot be built: no compiler here"):
         tree_of("HEAD", said.append)
     assert said == [said[0]]
-    assert "other native sources, building" in said[0]
+    assert "other native sources than those built here, building" in said[0]
     # nothing half-written stays
     assert not list((repository.parent / "cache").iterdir())
+
+
+def test_a_library_older_than_its_sources_is_not_passed_on(repository):
+    """The sources of both are the same, but nothing says that the library was built of them."""
+    os.utime(repository / "vlprune" / "_C.some.so", (1, 1))
+    with pytest.raises(ValueError, match="cannot be built"):
+        tree_of("one")
 
 
 def test_a_folder_is_taken_as_it_is(repository):
@@ -117,6 +125,26 @@ def test_a_tree_that_cannot_be_imported_is_one_line(tmp_path):
         pytest.raises(ValueError, match=r"--against: .*: RuntimeError: broken"),
     ):
         worker.ready()
+
+
+def test_a_worker_that_is_gone_is_one_line():
+    """Also where it left between two messages: writing to it is no broken pipe, which the command hides."""
+    worker = Worker({"tree": "/nowhere", **ORDER})
+    with worker:
+        worker._process.kill()
+        worker._process.wait()
+        with pytest.raises(ValueError, match=r"--against: /nowhere: "):
+            worker.burst(1)
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_native_beside_portable_code_is_refused(monkeypatch, tmp_path, without):
+    trees = Tree(tmp_path / "a", "a"), Tree(tmp_path / "b", "b")
+    monkeypatch.setattr(Worker, "__init__", lambda self, order: setattr(self, "tree", order["tree"]))
+    monkeypatch.setattr(Worker, "__exit__", lambda *_: None)
+    monkeypatch.setattr(Worker, "ready", lambda self: self.tree != str(trees[without].path))
+    with pytest.raises(ValueError, match=f"{trees[without].path}: its native extension is not built"):
+        against(*trees, SMALL, repeats=3, progress=False)
 
 
 @pytest.mark.slow

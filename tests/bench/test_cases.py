@@ -163,7 +163,7 @@ def test_a_failure_loses_no_other_row(monkeypatch, tmp_path):
     assert ["error" in row for row in record["rows"]] == [False, True, False]
     assert record["rows"][1]["error"] == "no such thing here"
     assert said == ["linear24 fp32 broken: no such thing here"]
-    assert json.loads((tmp_path / "a" / "bench.json").read_text()) == record
+    assert json.loads((tmp_path / "deep" / "bench.json").read_text()) == record
     assert {"cpu", "isa", "threads", "torch", "vlprune", "commit"} <= record["machine"].keys()
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from vlprune.bench import against, changes_table, compare_records, differences
 from vlprune.bench.against import CaseFailed, compare_sides, log_ratio
-from vlprune.bench.noise import Change, changes, low
+from vlprune.bench.noise import Change, changes
+from vlprune.measure import Timing
 
 
 class Machine:
@@ -48,7 +49,7 @@ class SimulatedSide:
 
     def burst(self, calls):
         own = 1e-3 * self.bias[self.case] * self.slower.get(self.case, 1.0)
-        return low([self.machine.call(own) for _ in range(calls)])
+        return Timing.of([self.machine.call(own) for _ in range(calls)]).p20
 
 
 NAMES = ("a", "b", "c", "d")
@@ -160,11 +161,6 @@ def test_verdicts(ratio, bounds, verdict):
 def test_three_repeats_at_least():
     with pytest.raises(ValueError, match="expected at least 3 repeats, got 2 of a"):
         changes({"a": [0.0, 0.1]})
-
-
-def test_low_is_what_is_left_where_most_is_disturbed():
-    assert low([9.0, 1.0, 7.0, 8.0, 1.1]) == 1.1
-    assert low([3.0]) == 3.0
 
 
 def record(factor, *, seed, torch="2.15.0"):

@@ -13,9 +13,10 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -113,8 +114,13 @@ def against(
             running.close()
             trees = (old, new) if repeat % 2 == 0 else (new, old)
             pair = [running.enter_context(Worker({"tree": str(tree.path), **order})) for tree in trees]
-            for worker in pair:
-                worker.ready()
+            native = [worker.ready() for worker in pair]
+            if native[0] != native[1]:
+                lacks = trees[native.index(False)]
+                raise ValueError(
+                    f"--against: {lacks.path}: its native extension is not built or does not load, "
+                    "and that of the other version does"
+                )
             return (pair[0], pair[1]) if repeat % 2 == 0 else (pair[1], pair[0])
 
         return compare_sides(start, names, repeats=repeats, least=least, progress=progress, say=say)
@@ -126,17 +132,19 @@ class Worker:
     def __init__(self, order: dict[str, Any]) -> None:
         script = Path(__file__).with_name("worker.py")
         self._tree = order["tree"]
+        # a file, because a pipe that nobody reads is full some day
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script), json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
         )
 
-    def ready(self) -> None:
-        """Wait until everything is imported."""
-        self._answer()
+    def ready(self) -> bool:
+        """Wait until everything is imported; returns whether the native extension is."""
+        return bool(self._answer()["native"])
 
     def prepare(self, case: str, check: bool) -> float:
         """Make a case ready, and look whether its result is right; returns the seconds of a call."""
@@ -149,17 +157,21 @@ class Worker:
 
     def _ask(self, **message: Any) -> float:
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
+        # a process that is gone has no answer either, and there it is told
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
         return float(self._answer()["seconds"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
-        assert self._process.stderr
         line = self._process.stdout.readline()
         if not line:
-            said = self._process.stderr.read().strip().splitlines()
-            raise ValueError(f"--against: {self._tree}: {said[-1] if said else 'the process ended'}")
+            status = self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines()
+            why = said[-1] if said else f"the process ended with status {status}"
+            raise ValueError(f"--against: {self._tree}: {why}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise CaseFailed(answer["error"])
@@ -172,4 +184,6 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.kill()
-        self._process.communicate()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+        self._said.close()

@@ -73,17 +73,25 @@ def _write_out(root: Path, commit: str, target: Path, say: Callable[[str], None]
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter="data")
         archive.unlink()
-        built = sorted((root / "vlprune").glob("_C*.so"))
+        built = _built(root)
         same = _git(root, "diff", "--quiet", commit, "--", *_NATIVE) is not None
         if built and same:
             for library in built:
                 shutil.copy2(library, work / "vlprune")
         else:
-            say(f"{commit[:9]}: other native sources, building")
+            say(f"{commit[:9]}: other native sources than those built here, building")
             _build(work, commit)
         put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _built(root: Path) -> list[Path]:
+    """The native libraries of a tree; none if a source is newer, for they may be those of other sources."""
+    libraries = sorted((root / "vlprune").glob("_C*.so"))
+    parts = [part for name in _NATIVE for part in (root / name, *(root / name).rglob("*")) if part.is_file()]
+    newest = max((part.stat().st_mtime for part in parts), default=0.0)
+    return libraries if all(library.stat().st_mtime >= newest for library in libraries) else []
 
 
 def _build(tree: Path, commit: str) -> None:
@@ -95,8 +103,12 @@ def _build(tree: Path, commit: str) -> None:
         env={**os.environ, "PYTHONPATH": ""},
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise ValueError(f"--against: {commit[:9]} cannot be built: {last}")
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        # a compiler's first complaint says more than what setuptools says last
+        why = next(
+            (line for line in said if "error" in line.lower()), said[-1] if said else "no reason given"
+        )
+        raise ValueError(f"--against: {commit[:9]} cannot be built: {why}")
 
 
 def _described(root: Path) -> str | None:

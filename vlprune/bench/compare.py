@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .noise import ALPHA, Change, change_of
+from .noise import ALPHA, LEAST, Change, change_of
 
 __all__ = ["changes_table", "compare_records", "differences"]
 
@@ -22,7 +22,7 @@ _SPREAD, _MEDIAN = 1.683, 1.253
 _FACTS = ("cpu", "isa", "gpu", "threads", "torch")
 
 
-def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def compare_records(old: Mapping[str, Any], new: Mapping[str, Any], least: float = LEAST) -> list[Change]:
     """Judge every case that both have, by its speed beside its first peer.
 
     The two files were measured at different times, so absolute times tell more about the machine's mood than
@@ -44,7 +44,8 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
     between = _scatter(list(logs.values())) if len(names) >= _ENOUGH else 0.0
     wide = normal.inv_cdf(1 - ALPHA / (2 * len(names)))
     return [
-        change_of(name, logs[name], wide * math.hypot(within[name], max(between, _USUAL))) for name in names
+        change_of(name, logs[name], wide * math.hypot(within[name], max(between, _USUAL)), least)
+        for name in names
     ]
 
 
@@ -63,7 +64,9 @@ def changes_table(found: Sequence[Change], old: str, new: str, notes: Sequence[s
         lines.append(f"{change.name[:45]:46}{_percent(change.ratio):>7} %{interval:>16}  {change.verdict}")
     verdicts = [change.verdict for change in found]
     count = {verdict: verdicts.count(verdict) for verdict in order}
-    lines += ["", f"old: {old}", f"new: {new}", *notes]
+    lines.append("")
+    for line in (f"old: {old}", f"new: {new}", *notes):
+        lines += textwrap.wrap(line, 80)
     lines += textwrap.wrap(
         f"{len(found)} cases: {count['slower']} slower, {count['faster']} faster, {count['same']} the same, "
         f"{count['unclear']} unclear (the noise hides changes below the interval's width). Intervals hold "

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ALPHA", "LEAST", "Change", "change_of", "changes", "low"]
+__all__ = ["ALPHA", "LEAST", "Change", "change_of", "changes"]
 
 # The chance that any of the cases of a comparison is flagged although none changed.
 ALPHA = 0.01
@@ -45,12 +45,6 @@ class Change:
             return "faster"
         surely_small = self.low >= 1 / (1 + 2 * self.least) and self.high <= 1 + 2 * self.least
         return "same" if surely_small else "unclear"
-
-
-def low(seconds: Sequence[float]) -> float:
-    """20th percentile: what a call takes when nothing disturbs it, as long as that is a fifth of the time."""
-    ordered = sorted(seconds)
-    return ordered[round(0.2 * (len(ordered) - 1))]
 
 
 def changes(logs: Mapping[str, Sequence[float]], least: float = LEAST) -> list[Change]:

@@ -44,7 +44,7 @@ class Effort:
         """What the sets take; with `rounds` exactly so many, as long as they may take."""
         if rounds is not None:
             return cls(rounds, 0.0, 60.0)
-        return cls(20, 1.0, 30.0) if full else cls(9, 0.3, 1.2)
+        return cls(20, 1.0, 30.0) if full else cls(9, 0.2, 0.8)
 
 
 def run_bench(
@@ -79,7 +79,7 @@ def run_bench(
     }
     if not selection.only and not selection.tokens:
         dtypes = tuple(dict.fromkeys(case.dtype for case in chosen))
-        record["ceilings"] = ceilings(where, dtypes, seconds=1.0 if selection.full else 0.3)
+        record["ceilings"] = ceilings(where, dtypes, seconds=1.0 if selection.full else 0.2)
     for case in tqdm(chosen, unit="case", disable=None if progress is None else not progress):
         try:
             row = measure_case(case, where, effort)

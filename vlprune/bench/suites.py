@@ -87,7 +87,7 @@ def _fits(wanted: str, case: Case, ops: set[str]) -> bool:
 def _all(device: str) -> list[Case]:
     """Every case; on a GPU in the dtypes that models run in there."""
     main, half = ("bf16", "fp16") if device.startswith("cuda") else ("fp32", "bf16")
-    found = [linear24_case(t, i, o, main) for i, o in SHAPES for t in TOKENS]
+    found = [linear24_case(t, i, o, main, quick=t != 197) for i, o in SHAPES for t in TOKENS]
     for width in CROSS_WIDTHS:
         for tokens in CROSS_TOKENS:
             quick = width in _QUICK_WIDTHS and tokens in _QUICK_TOKENS
@@ -95,7 +95,11 @@ def _all(device: str) -> list[Case]:
             if quick or device.startswith("cuda"):
                 # few CPUs have a fast product of half precision, and on the others this takes hours
                 found.append(linear24_case(tokens, width, 4 * width, half, quick=False))
-    found += [linear24_case(t, i, o, half, quick=t in (50, 400)) for i, o in SHAPES for t in TOKENS]
+    found += [
+        linear24_case(t, i, o, half, quick=t in (50, 400) and i + o == 3840)
+        for i, o in SHAPES
+        for t in TOKENS
+    ]
     found += [linear24_case(t, 768, 3072, main, "gelu", quick=t == 400) for t in TOKENS]
     found += _attention(main) + _scoring(main, True) + _scoring(half, False)
     return found + _towers(device, main, half)

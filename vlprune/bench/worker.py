@@ -1,6 +1,7 @@
 """One side of a comparison in a process of its own: this version's cases, timed with another tree's package.
 
-Run as a script with one argument, JSON of tree, device, threads and selection; reads a message a line from
+Run as a script with one argument, JSON of tree, device, threads and selection; says ``{"native": bool}``,
+whether the tree's native extension is loaded, once everything is imported; then reads a message a line from
 standard input and answers each with a line: ``{"prepare": name, "check": bool}`` makes a case, checks it if
 told to, and gives the seconds of a call, ``{"burst": calls}`` times so many calls of it. A case that fails
 is answered with ``{"error": why}``.
@@ -28,11 +29,11 @@ def serve(order: Mapping[str, Any]) -> None:
     os.dup2(2, 1)
     _load(Path(order["tree"]))
     side = _Side(order)
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps({"native": "vlprune._C" in sys.modules}), file=answers, flush=True)
     for line in sys.stdin:
         try:
             answer = side.answer(json.loads(line))
-        except (ValueError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        except Exception as error:
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -109,7 +109,7 @@ def _measure(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     old, new = (_record(path) for path in args.compare)
-    found = [dataclasses.replace(change, least=args.least) for change in compare_records(old, new)]
+    found = compare_records(old, new, args.least)
     notes = [f"differs: {line}" for line in differences(old, new)]
     labels = [f"{r['machine']['commit']} ({path})" for r, path in zip((old, new), args.compare, strict=True)]
     _print(args, found, labels[0], labels[1], notes)
