@@ -24,6 +24,7 @@ __all__ = [
     "linear24_rate",
     "linear24_table",
     "mope",
+    "recovery_table",
     "result",
     "run_text",
     "scoring",
@@ -132,10 +133,7 @@ def accuracy_table(name: str, columns: Sequence[str], digits: int) -> str:
             key = f"{row} {column}"
             cell = ""
             if key in rows:
-                cell = f"{accuracy(name, key):.{digits}f}"
-                values = _primaries(name, key)
-                if len(values) > 1:
-                    cell += f" ± {statistics.stdev(values):.{digits}f}"
+                cell = _spread(name, key, digits)
                 cell = f"**{cell}**" if accuracy(name, key) == best[column] else cell
             cells.append(cell)
         body.append(cells)
@@ -152,10 +150,35 @@ def split_table(name: str) -> str:
     return markdown(["image : text", *rows], [["zeros in all", *zeros], ["mean recall", *means]])
 
 
+def recovery_table(name: str, digits: int) -> str:
+    """What each training wins back: a row for what was removed, a column for each training."""
+    rows = result(name)["rows"]
+    plans = [row for row in rows if (row != "dense" and row.endswith("%")) or row.endswith("2:4")]
+    trainings = list(
+        dict.fromkeys(row.removeprefix(plan) for plan in plans for row in rows if f"{plan} " in row)
+    )
+    body = [
+        [
+            plan,
+            _spread(name, plan, digits),
+            *(_spread(name, plan + way, digits) if plan + way in rows else "" for way in trainings),
+        ]
+        for plan in plans
+    ]
+    return markdown(["", "nothing trained", *(f"+{way}" for way in trainings)], body)
+
+
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines)
+
+
+def _spread(name: str, row: str, digits: int) -> str:
+    """Mean over draws and, of several, their standard deviation."""
+    values = _primaries(name, row)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def _primaries(name: str, row: str) -> list[float]:

@@ -13,8 +13,8 @@ __all__ = ["ALPHA", "LEAST", "Change", "change_of", "changes"]
 ALPHA = 0.01
 # Smaller changes are not flagged: where code and data come to lie in memory alone makes one or two percent.
 LEAST = 0.03
-# Times the variance that all cases share, from which on a case is another kind of case.
-_FAR = 3.0
+# A difference of logarithms below what a clock resolves.
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Change:
 def changes(logs: Mapping[str, Sequence[float]], least: float = LEAST) -> list[Change]:
     """Judge repeated comparisons: `logs` holds, for each case, the logarithm of new over old of each repeat.
 
-    The interval is Student's around the mean of the repeats, at `ALPHA` shared out between the cases. All
-    cases share the machine, so they share one estimate of the scatter, with the repeats of all of them behind
-    it; a case that scatters far more than that is judged by its own.
+    The interval is Student's around the mean of the repeats, at `ALPHA` shared out between the cases. Few
+    repeats tell little of a case's scatter, so it is moderated by that of all cases, the more the more alike
+    they scatter: Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3 (1), article 3.
 
     Raises:
         ValueError: a case has fewer than three repeats.
@@ -60,21 +60,40 @@ def changes(logs: Mapping[str, Sequence[float]], least: float = LEAST) -> list[C
     """
     from scipy import stats  # type: ignore[import-untyped]
 
-    variances = {}
     for name, values in logs.items():
         if len(values) < 3:
             raise ValueError(f"changes: expected at least 3 repeats, got {len(values)} of {name}")
-        variances[name] = statistics.variance(values)
-    shared = statistics.mean(variances.values()) if variances else 0.0
-    freedom = sum(len(values) - 1 for values in logs.values())
+    variances = [max(statistics.variance(values), _TINY**2) for values in logs.values()]
+    degrees = [len(values) - 1 for values in logs.values()]
+    prior, common = _prior(variances, degrees) if len(logs) > 1 else (0.0, 0.0)
     found = []
-    for name, values in logs.items():
-        alone = variances[name] > _FAR * shared
-        degrees = len(values) - 1 if alone else freedom
-        wide = float(stats.t.ppf(1 - ALPHA / (2 * len(logs)), degrees))
-        half = wide * math.sqrt((variances[name] if alone else shared) / len(values))
+    for (name, values), own, freedom in zip(logs.items(), variances, degrees, strict=True):
+        variance = (prior * common + freedom * own) / (prior + freedom)
+        wide = float(stats.t.ppf(1 - ALPHA / (2 * len(logs)), prior + freedom))
+        half = wide * math.sqrt(variance / len(values))
         found.append(change_of(name, statistics.mean(values), half, least))
     return found
+
+
+def _prior(variances: Sequence[float], degrees: Sequence[int]) -> tuple[float, float]:
+    """Degrees of freedom and scale of the distribution that the cases' variances are drawn from.
+
+    Its logarithm's first two moments fit the logarithms of the variances, less what few repeats alone make
+    of equal ones (section 6.2). It counts for no more degrees than the other cases have.
+    """
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+    from scipy.special import digamma, polygamma  # type: ignore[import-untyped]
+
+    centred = [
+        math.log(v) - digamma(d / 2) + math.log(d / 2) for v, d in zip(variances, degrees, strict=True)
+    ]
+    excess = statistics.variance(centred) - statistics.mean(float(polygamma(1, d / 2)) for d in degrees)
+    most = float(sum(degrees) - max(degrees))
+    if excess < 1e-3:  # the scatter is the same
+        return most, statistics.mean(variances)
+    half = float(brentq(lambda h: polygamma(1, h) - excess, 1e-4, 1e4))
+    scale = math.exp(statistics.mean(centred) + digamma(half) - math.log(half))
+    return min(2 * half, most), scale
 
 
 def change_of(name: str, log_ratio: float, half: float, least: float = LEAST) -> Change:
