@@ -1,9 +1,13 @@
 """What the operator tests share: packed weights, and the native extension where it is built."""
 
+import importlib
+import itertools
+
 import pytest
 import torch
 
 from vlprune import ops
+from vlprune.ops import _threads
 
 try:
     from vlprune import _C as native
@@ -18,6 +22,25 @@ every_float = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 RUNNING_ISAS = {name: code for name, code in ISAS.items() if native is not None and native.isa_runs(code)}
 every_isa = pytest.mark.parametrize("isa", RUNNING_ISAS.values(), ids=RUNNING_ISAS)
+
+
+def built_variants(*names):
+    """Instruction sets by name: of the extension all, of the emulated one these, as parameters."""
+    for module, (name, isa) in itertools.product(("_C", "_C_emulated"), ISAS.items()):
+        if module == "_C" or name in names:
+            yield pytest.param((module, isa), id=f"{name}{module[2:]}")
+
+
+def built_variant(module, isa):
+    """The extension and the code of the instruction set; skips the test where it cannot run."""
+    try:
+        built = importlib.import_module(f"vlprune.{module}")
+    except ImportError:
+        pytest.skip(f"vlprune.{module} is not built (_C_emulated: -DVLPRUNE_EMULATE_AVX512=ON)")
+    if not built.isa_runs(isa):
+        pytest.skip("this machine or build lacks the instruction set")
+    _threads.install(built)
+    return built, isa
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

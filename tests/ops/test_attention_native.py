@@ -1,15 +1,11 @@
 """Every instruction-set variant of the native attention against its formula in float64."""
 
-import importlib
-import itertools
 import math
 
 import pytest
 import torch
 
-from vlprune.ops import _threads
-
-from .cases import ISAS, normal
+from .cases import built_variant, built_variants, normal
 from .test_head_attention import formula
 
 # Sums of at most some hundred products, e^x to 2e-7: like PyTorch's own float32 attention.
@@ -22,23 +18,9 @@ SIZES = [
 ]  # fmt: skip
 
 
-def variants():
-    for module, (name, isa) in itertools.product(("_C", "_C_emulated"), ISAS.items()):
-        if module == "_C" or name == "avx512":
-            yield pytest.param((module, isa), id=f"{name}{module[2:]}")
-
-
-@pytest.fixture(params=variants())
+@pytest.fixture(params=built_variants("avx512"))
 def variant(request):
-    module, isa = request.param
-    try:
-        native = importlib.import_module(f"vlprune.{module}")
-    except ImportError:
-        pytest.skip(f"vlprune.{module} is not built (_C_emulated: -DVLPRUNE_EMULATE_AVX512=ON)")
-    if not native.isa_runs(isa):
-        pytest.skip("this machine or build lacks the instruction set")
-    _threads.install(native)
-    return native, isa
+    return built_variant(*request.param)
 
 
 def attention(variant, qkv, heads, causal=False, scale=None, threads=2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch
 
 from vlprune.ops import _threads
 
-ISA = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
+from .cases import built_variant, built_variants
+
 DTYPE = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATION = {None: 0, "gelu": 1, "quick_gelu": 2}
 # float32: error of a sum of at most a few thousand products of size one, plus the activation's 4e-7.
@@ -19,23 +19,9 @@ ACTIVATION = {None: 0, "gelu": 1, "quick_gelu": 2}
 TOLERANCE = {torch.float32: (2e-6, 5e-6), torch.bfloat16: (8e-3, 2e-3)}
 
 
-def variants():
-    for module, (name, isa) in itertools.product(("_C", "_C_emulated"), ISA.items()):
-        if module == "_C" or name.startswith("avx512"):
-            yield pytest.param((module, isa), id=f"{name}{module[2:]}")
-
-
-@pytest.fixture(params=variants())
+@pytest.fixture(params=built_variants("avx512", "avx512_bf16"))
 def variant(request):
-    module, isa = request.param
-    try:
-        native = importlib.import_module(f"vlprune.{module}")
-    except ImportError:
-        pytest.skip(f"vlprune.{module} is not built (_C_emulated: -DVLPRUNE_EMULATE_AVX512=ON)")
-    if not native.isa_runs(isa):
-        pytest.skip("this machine or build lacks the instruction set")
-    _threads.install(native)
-    return native, isa
+    return built_variant(*request.param)
 
 
 def random_weight(out, inputs, dtype, seed=0):
