@@ -1,6 +1,6 @@
 """``y = x ((W + s B A) * M)^T + b``; the backward pass computes the weight again instead of keeping it.
 
-There is no fused kernel for the update. Making the effective weights of a ViT-L-14 block at rank 8 takes 40 ms,
+No kernel is fused for the update. Making the effective weights of a ViT-L-14 block at rank 8 takes 40 ms,
 twice in a step, which with two images takes 445 ms (two Zen 3 cores; `recovery-memory.json`); nothing of it
 depends on the images, so its share falls as the batch grows. The formula left to autograd takes 453 ms.
 """
