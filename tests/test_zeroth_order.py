@@ -103,9 +103,10 @@ def test_one_draw_is_the_gradient_along_the_noise(clip, batches):
 def test_reuse_changes_no_score(kind, tmp_path):
     model = zoo.build(kind, tmp_path)
     only = list(parts(model)[0])[:: 7 if kind == "timm" else 1]
-    scores = scored(model, only=only, seed=5)
+    # transformers draws weights so small that 1e-3 moves some losses by less than float32 resolves
+    scores = scored(model, only=only, seed=5, epsilon=0.1)
     assert all(score > 0 for score in scores.values())
-    assert scores == scored(model, only=only, seed=5, reuse=False)
+    assert scores == scored(model, only=only, seed=5, epsilon=0.1, reuse=False)
 
 
 EVEN = {"layers": 4, "width": 32, "image_size": 32, "patch_size": 8, "head_width": 16}, {

@@ -29,6 +29,7 @@ def rows_of(layer, run):
     return sum(rows)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["clip", "custom-blocks", "half"])
 def test_the_class_token(kind):
     model = build(kind)
@@ -49,6 +50,7 @@ def test_the_class_token(kind):
     assert rows_of(parts.mlp.fc1, lambda: model.encode_image(pictures)) == 5 * 17
 
 
+@torch.no_grad()
 def test_the_end_of_each_text():
     model = build("clip")
     models.split_attention_(model)
