@@ -52,3 +52,12 @@ def photographs():
     if not folder.is_dir():
         pytest.skip(f"no photographs at {folder}; set VLPRUNE_DATA")
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch on one thread, as in the processes that results are compared with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -18,14 +18,6 @@ from vlprune.recovery.state import FILE
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def lines_of(out):
     log = out / "log.jsonl"
     return log.read_text().splitlines() if log.exists() else []
