@@ -129,10 +129,10 @@ def plans(args: argparse.Namespace) -> dict[str, tuple[Remove, dict[str, Way]]]:
             config = WEIGHTS[method](**pattern, targets=targets, samples=args.samples)
             name = f"{method} 2:4" if share is None else f"{method} {100 * share:g}%"
             chosen[name] = (_pruner(config), IMAGES if images else PAIRS)
-    for share in () if images else args.remove:
+    for share in args.remove:
         keep = Keep(heads=1.0 - share, neurons=1.0 - share)
         remove, name = _remover(keep, args), f"mope -{100 * share:g}%"
-        chosen[name] = (remove, COMPACTED)
+        chosen[name] = (remove, {"distilled": by_distillation} if images else COMPACTED)
         if args.both:
             then = _pruner(WEIGHTS[args.methods[0]](pattern="2:4", samples=args.samples))
             chosen[f"{name} 2:4"] = (_both(remove, then), {"distilled": by_distillation})
@@ -156,7 +156,8 @@ def _pruner(config: Any) -> Remove:
 
 def _remover(keep: Keep, args: argparse.Namespace) -> Remove:
     def remove(model: Any, calib: Any, seed: int) -> None:
-        config = StructuredConfig(visual=keep, text=keep, samples=args.samples, seed=seed)
+        text = None if args.table == "images" else keep
+        config = StructuredConfig(visual=keep, text=text, samples=args.samples, seed=seed)
         scores = args.out.with_name(f"{args.out.stem}-seed{seed}-{keep.heads:g}.part.json")
         compact_(model, config, calib, progress=False, resume=scores)
 
@@ -256,7 +257,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration images")
     parser.add_argument("--methods", nargs="+", default=["wanda"], choices=tuple(WEIGHTS))
     parser.add_argument("--sparsity", type=float, help="beside 2:4; by default 0.7, of images 0.5")
-    parser.add_argument("--remove", type=float, nargs="*", default=[0.5, 0.75], help="of heads and neurons")
+    parser.add_argument(
+        "--remove", type=float, nargs="*", help="of heads and neurons, by default 0.5 0.75; of images none"
+    )
     parser.add_argument("--both", action="store_true", help="2:4 by the first method in what is left, too")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -269,6 +272,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.sparsity is None:
         args.sparsity = 0.5 if args.table == "images" else 0.7
+    if args.remove is None:
+        args.remove = [] if args.table == "images" else [0.5, 0.75]
     record = run(args)
     print(json.dumps(record) if args.json else table(record))
 
