@@ -15,6 +15,8 @@ from vlprune import report
 from vlprune.bench import OURS, crossovers
 from vlprune.files import read_json
 
+from .frontier import split_way
+
 __all__ = [
     "accuracy",
     "accuracy_table",
@@ -152,20 +154,13 @@ def split_table(name: str) -> str:
 
 def recovery_table(name: str, digits: int) -> str:
     """What each training wins back: a row for what was removed, a column for each training."""
-    rows = result(name)["rows"]
-    plans = [row for row in rows if (row != "dense" and row.endswith("%")) or row.endswith("2:4")]
-    trainings = list(
-        dict.fromkeys(row.removeprefix(plan) for plan in plans for row in rows if f"{plan} " in row)
-    )
+    rows = {split_way(row): row for row in result(name)["rows"] if row != "dense"}
+    ways = list(dict.fromkeys(way for _, way in rows))
     body = [
-        [
-            plan,
-            _spread(name, plan, digits),
-            *(_spread(name, plan + way, digits) if plan + way in rows else "" for way in trainings),
-        ]
-        for plan in plans
+        [plan, *(_spread(name, rows[plan, way], digits) if (plan, way) in rows else "" for way in ways)]
+        for plan in dict.fromkeys(plan for plan, _ in rows)
     ]
-    return markdown(["", "nothing trained", *(f"+{way}" for way in trainings)], body)
+    return markdown(["", *(f"+ {way}" if way else "nothing trained" for way in ways)], body)
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
