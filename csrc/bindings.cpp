@@ -138,6 +138,16 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         py::arg("heads"), py::arg("dim"), py::arg("causal"), py::arg("scale"), py::arg("out"), py::arg("threads"),
         py::arg("isa"), nogil());
 
+    m.def(
+        "masked_update",
+        [](Address weight, int dtype, int64_t rows, int64_t cols, Address a, Address b, int64_t rank, Address keep,
+           Address out, int threads, int isa) {
+            masked_update(at<void>(weight), dtype_of(dtype), rows, cols, at<float>(a), at<float>(b), rank,
+                          at<bool>(keep), at<void>(out), threads, isa_of(isa));
+        },
+        py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("a"), py::arg("b"),
+        py::arg("rank"), py::arg("keep"), py::arg("out"), py::arg("threads"), py::arg("isa"), nogil());
+
 #ifdef VLPRUNE_WHY_NO_CUDA
     m.attr("why_no_cuda") = VLPRUNE_WHY_NO_CUDA;
 #endif

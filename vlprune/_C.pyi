@@ -59,6 +59,19 @@ def head_attention(
     threads: int,
     isa: int,
 ) -> None: ...
+def masked_update(
+    weight: int,
+    dtype: int,
+    rows: int,
+    cols: int,
+    a: int,
+    b: int,
+    rank: int,
+    keep: int,
+    out: int,
+    threads: int,
+    isa: int,
+) -> None: ...
 
 why_no_cuda: str  # why vlprune/_C_cuda was not built beside this module; empty where it was
 

@@ -52,4 +52,10 @@ void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias
 void head_attention(const float* qkv, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length,
                     int64_t heads, int64_t dim, bool causal, float scale, float* out, int threads, Isa isa);
 
+// out = (W + B A) * M: weight and out [rows, cols] of `dtype` (float32 or bfloat16), a [rank, cols] and b [rows, rank]
+// float32, keep [rows, cols] or null. Summed in float32 and rounded once. What is not kept is +0.0 whatever the weight.
+// `out` may be `weight`; with rank 0 this is the mask alone.
+void masked_update(const void* weight, DType dtype, int64_t rows, int64_t cols, const float* a, const float* b,
+                   int64_t rank, const bool* keep, void* out, int threads, Isa isa);
+
 }  // namespace vlprune

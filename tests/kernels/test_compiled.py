@@ -20,6 +20,7 @@ from cubins import compile_for, dump_of  # noqa: E402
 from vlprune.kernels import (  # noqa: E402
     column_sumsq,
     groups4,
+    masked_update,
     wanda_layer,
     wanda_mask,
     wanda_pack24,
@@ -37,8 +38,11 @@ TYPES = {
     **dict.fromkeys(("histograms", "ties"), "*i32"),
     "table": "*i64",
 }
+UPDATE_TYPES = {"out": "W", "a": "*fp32", "b": "*fp32", "scale": "fp32"}
+FACTORS_AS_WEIGHT = {"a": "W", "b": "W"}
 TILE = {"ROWS": groups4.ROWS, "UNITS": groups4.UNITS}
 SUMS = {"TOKENS": column_sumsq.TOKENS, "COLUMNS": column_sumsq.COLUMNS}
+UPDATE = {"ROWS": masked_update.ROWS, "COLUMNS": masked_update.COLUMNS}
 LAYER = {"BLOCK": wanda_layer.BLOCK}
 
 
@@ -80,6 +84,17 @@ KERNELS = {
         ("cols", "pitch", "chunk"),
         False,
     ),
+    "update-8": (masked_update._update, 8, {**UPDATE, "RANK": 8, "STEP": 16}, ("rows", "cols"), False),
+    "update-8-odd": (masked_update._update, 8, {**UPDATE, "RANK": 8, "STEP": 16}, (), False),
+    "update-70-odd": (masked_update._update, 8, {**UPDATE, "RANK": 70, "STEP": 32}, (), False),
+    "update-16": (masked_update._update, 8, {**UPDATE, "RANK": 16, "STEP": 16}, ("rows", "cols"), False),
+    "update-64": (masked_update._update, 8, {**UPDATE, "RANK": 64, "STEP": 32}, ("rows", "cols"), False),
+    "update-64-no-mask": (
+        masked_update._update, 8, {**UPDATE, "RANK": 64, "STEP": 32, "keep": None}, ("rows", "cols"), False,
+    ),
+    "update-64-factors-as-weight": (
+        masked_update._update, 8, {**UPDATE, "RANK": 64, "STEP": 32}, ("rows", "cols"), False,
+    ),
     "sumsq-total": (
         column_sumsq._total,
         4,
@@ -94,7 +109,9 @@ KERNELS = {
 def compiled(name, dtype, architecture):
     kernel, warps, constants, divisible, constant_dtype = KERNELS[name]
     constants = {**constants, **({"dtype": DTYPES[dtype]} if constant_dtype else {})}
-    types = {argument: kind.replace("W", f"*{dtype}") for argument, kind in TYPES.items()}
+    own = UPDATE_TYPES if name.startswith("update") else {}
+    own = own | FACTORS_AS_WEIGHT if name.endswith("factors-as-weight") else own
+    types = {argument: kind.replace("W", f"*{dtype}") for argument, kind in (TYPES | own).items()}
     return compile_for(
         architecture, kernel, types, constants, divisible, num_warps=warps, enable_fp_fusion=False
     )

@@ -13,7 +13,7 @@ import torch
 from vlprune.ops import reference, triton_ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODULES = ("column_sumsq", "wanda_layer", "wanda_mask", "wanda_pack24", "wanda_rows")
+MODULES = ("column_sumsq", "masked_update", "wanda_layer", "wanda_mask", "wanda_pack24", "wanda_rows")
 GUARD = 64
 _made = []
 _new_empty = torch.Tensor.new_empty
@@ -276,6 +276,48 @@ def _sumsq(dtype, kind, device):
         assert torch.equal(actual, again)
 
 
+UPDATED = (
+    (1, 1, 1),
+    (3, 5, 4),
+    (70, 130, 8),
+    (33, 77, 15),
+    (64, 128, 16),
+    (65, 20, 17),
+    (2, 300, 64),
+    (9, 24, 70),
+)
+
+
+def _update(dtype, kind, device):
+    generator = torch.Generator().manual_seed(4)
+    for rows, cols, rank in UPDATED:
+        weight = torch.randn(rows, cols, generator=generator).to(device, dtype)
+        keep = torch.rand(rows, cols, generator=generator).to(device) < 0.5
+        factors = [
+            torch.randn(shape, generator=generator).to(device) for shape in ((rank, cols), (rows, rank))
+        ]
+        lost = weight.masked_fill(~keep, torch.nan)
+        for (a, b), w, mask in (
+            (factors, weight, keep),
+            (factors, lost, keep),
+            (factors, weight, None),
+            ([each.to(dtype) for each in factors], weight, keep),
+            ((factors[0].double(), factors[1].to(dtype)), weight.t().contiguous().t(), keep),
+            ((factors[0].t().contiguous().t(), factors[1]), weight, keep.t().contiguous().t()),
+        ):
+            found = triton_ops.masked_update(w, a, b, -0.7, mask)
+            assert found.dtype is dtype
+            exact = -0.7 * b.double() @ a.double()
+            exact = weight.double() + exact if mask is None else (weight.double() + exact) * mask
+            # float32 sums of `rank` products of some size each, and the rounding to the dtype
+            size = 0.7 * b.double().abs() @ a.double().abs() + weight.double().abs()
+            bound = (rank + 3) * 2.0**-24 * size + exact.abs() * torch.finfo(dtype).eps / 2
+            assert ((found.double() - exact).abs() <= bound).all(), (rows, cols, rank)
+            if mask is not None:
+                same(found[~mask], torch.zeros_like(found[~mask]))
+    same(triton_ops.masked_update(weight[:0], a, b[:0], 1.0, None), weight[:0])
+
+
 def _elsewhere(dtype, kind, device):
     """What no kernel takes goes to the definition."""
     for width in (8193, 16400):
@@ -301,6 +343,7 @@ CHECKS = {
     "not finite": (_not_finite, ("normal",), {"_pack_one", *MASKS, *LAYER}),
     "norms that are NaN": (_nan_norms, ("normal",), {"_pack_one", *MASKS, *LAYER}),
     "column_sumsq": (_sumsq, ("normal",), {"_partial", "_total"}),
+    "masked_update": (_update, ("normal",), {"_update"}),
     "elsewhere": (_elsewhere, ("normal",), set()),
 }
 # What does not depend on the dtype but for a conversion is tried with two of them.
@@ -309,7 +352,8 @@ CASES = {
     for check, (function, kinds, kernels) in CHECKS.items()
     for kind in kinds
     for name, dtype in DTYPES.items()
-    if name != "float16" or (check in ("pack", "groups of 4", "many") and kind in ("normal", "ties"))
+    if name != "float16"
+    or (check in ("pack", "groups of 4", "many", "masked_update") and kind in ("normal", "ties"))
 }
 
 

@@ -12,6 +12,7 @@ from .cases import native, packed
 
 W = torch.ones(4, 8)
 NORM = torch.ones(8)
+A, B = torch.ones(3, 8), torch.ones(4, 3)
 VALUES, META = packed(6, 8)
 X = torch.ones(3, 8)
 QKV = torch.ones(2, 5, 24)
@@ -64,6 +65,15 @@ CALLS = {
     "linear-residual": (lambda: ops.linear24(X, VALUES, META, residual=X), "linear24: expected residual of shape (3, 6), dtype float32 on cpu, got (3, 8), float32 on cpu"),
     "linear-residual-dtype": (lambda: ops.linear24(X, VALUES, META, residual=torch.ones(3, 6).half()), "linear24: expected residual of shape (3, 6), dtype float32 on cpu, got (3, 6), float16 on cpu"),
     "linear-residual-device": (lambda: ops.linear24(X, VALUES, META, residual=torch.ones(3, 6, device=ON_META)), "linear24: expected residual of shape (3, 6), dtype float32 on cpu, got (3, 6), float32 on meta"),
+    "update-weight": (lambda: ops.masked_update(W[0], A, B), "masked_update: expected weight of shape [out, in], got (8,)"),
+    "update-a": (lambda: ops.masked_update(W, A[:, :6], B), "masked_update: expected a of shape [rank, 8], got (3, 6)"),
+    "update-a-rank": (lambda: ops.masked_update(W, A[0], B), "masked_update: expected a of shape [rank, 8], got (8,)"),
+    "update-b": (lambda: ops.masked_update(W, A, B[:, :2]), "masked_update: expected b of shape (4, 3), got (4, 2)"),
+    "update-a-int": (lambda: ops.masked_update(W, A.int(), B), "masked_update: expected a of dtype float32, bfloat16, float16 or float64, got int32"),
+    "update-b-device": (lambda: ops.masked_update(W, A, B.to(ON_META)), "masked_update: expected b on cpu as weight is, got meta"),
+    "update-keep": (lambda: ops.masked_update(W, A, B, 1.0, W[:, :6] > 0), "masked_update: expected keep of shape (4, 8), dtype bool, got (4, 6), bool"),
+    "update-keep-float": (lambda: ops.masked_update(W, A, B, 1.0, W), "masked_update: expected keep of shape (4, 8), dtype bool, got (4, 8), float32"),
+    "update-keep-device": (lambda: ops.masked_update(W, A, B, 1.0, (W > 0).to(ON_META)), "masked_update: expected keep on cpu as weight is, got meta"),
     "tune-device": (lambda: ops.tune24(8, 64, 64, device="cpu"), "tune24: expected a CUDA device, got cpu"),
     "attention-rank": (lambda: ops.head_attention(QKV[0], 2), "head_attention: expected qkv of shape [B, S, 3*H*d], got (5, 24)"),
     "attention-heads": (lambda: ops.head_attention(QKV, 5), "head_attention: expected num_heads such that qkv's width 24 is a positive multiple of 3*num_heads, got 5"),

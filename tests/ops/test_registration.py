@@ -56,6 +56,11 @@ def arguments(dtype):
                 gadded.transpose(0, 1).contiguous().transpose(0, 1),
             ),
         ],
+        "masked_update": [
+            (weight, normal(3, 24), normal(12, 3)),
+            (weight, normal(3, 24, dtype=dtype), normal(12, 3, dtype=dtype), 0.5, weight > 0),
+            (weight.t(), normal(17, 12), normal(24, 17), -2.0, weight.t() > 0),
+        ],
         "head_attention": [(qkv, 3), (qkv, 2, True), (qkv, 4, False, 0.7)],
     }
 
@@ -106,7 +111,7 @@ def test_compiles_whole(op, dtype, case):
                 assert torch.equal(compiled, eager)
 
 
-CUDA = ["column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "linear24"]
+CUDA = ["column_sumsq", "masked_update", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "linear24"]
 
 
 @pytest.mark.parametrize("op", [*CUDA, "_head_attention", "_head_attention_backward"])

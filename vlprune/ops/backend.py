@@ -39,6 +39,7 @@ _OPS = (
     "unpack24",
     "linear24",
     "head_attention",
+    "masked_update",
 )
 _STORED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _NATIVE_DTYPES = {
@@ -50,10 +51,19 @@ _NATIVE_DTYPES = {
     "unpack24": _STORED,
     "linear24": frozenset({torch.float32, torch.bfloat16}),
     "head_attention": frozenset({torch.float32}),
+    "masked_update": frozenset({torch.float32, torch.bfloat16}),
 }
 _TRITON_DTYPES = {
     **dict.fromkeys(
-        ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "head_attention"), _STORED
+        (
+            "column_sumsq",
+            "wanda_mask",
+            "wanda_pack24",
+            "wanda_pack24_many",
+            "head_attention",
+            "masked_update",
+        ),
+        _STORED,
     ),
     "linear24": FORMS["triton"].dtypes,
 }

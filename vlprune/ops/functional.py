@@ -1,4 +1,4 @@
-"""The public tensor functions: the one place where their arguments are checked."""
+"""The public tensor functions: the one place where arguments are checked (by `checks`)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ from . import (
 )
 from .autograd import forward_mode
 from .backend import check_backend
+from .checks import (
+    FLOAT_DTYPES,
+    broadcasts,
+    check_device,
+    check_float,
+    check_groups,
+    check_matrix,
+    check_packed,
+    check_scored,
+    check_selection,
+    name_of,
+)
 from .codes import check_activation
 
 __all__ = [
@@ -21,6 +33,7 @@ __all__ = [
     "column_sumsq",
     "head_attention",
     "linear24",
+    "masked_update",
     "pack24",
     "select",
     "unpack24",
@@ -29,9 +42,6 @@ __all__ = [
     "wanda_pack24_many",
     "wanda_scores",
 ]
-
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_SCOPES = ("row", "layer")
 
 # Looked up once: `torch.ops` resolves a name at each access.
 _column_sumsq: Callable[..., Tensor] = torch.ops.vlprune.column_sumsq.default
@@ -46,6 +56,7 @@ _pack24: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.pack24.default
 _unpack24: Callable[..., Tensor] = torch.ops.vlprune.unpack24.default
 _linear24: Callable[..., Tensor] = torch.ops.vlprune.linear24.default
 _head_attention: Callable[..., Tensor] = torch.ops.vlprune.head_attention.default
+_masked_update: Callable[..., Tensor] = torch.ops.vlprune.masked_update.default
 
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -62,14 +73,14 @@ def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
         ValueError: a dtype that is no float, or a token_weight that does not broadcast or is elsewhere.
 
     """
-    _check_float("column_sumsq", "x", x)
+    check_float("column_sumsq", "x", x)
     if x.dim() < 1:
         raise ValueError("column_sumsq: expected x of shape [..., in], got a scalar")
     if token_weight is not None:
         if token_weight.dtype is not torch.bool:
-            _check_float("column_sumsq", "token_weight", token_weight)
-        _check_device("column_sumsq", "token_weight", token_weight, "x", x)
-        if not _broadcasts(token_weight.shape, x.shape[:-1]):
+            check_float("column_sumsq", "token_weight", token_weight)
+        check_device("column_sumsq", "token_weight", token_weight, "x", x)
+        if not broadcasts(token_weight.shape, x.shape[:-1]):
             raise ValueError(
                 f"column_sumsq: expected token_weight that broadcasts to {tuple(x.shape[:-1])}, "
                 f"got shape {tuple(token_weight.shape)}"
@@ -89,7 +100,7 @@ def wanda_scores(weight: Tensor, column_norm: Tensor) -> Tensor:
         float32 [out, in].
 
     """
-    _check_scored("wanda_scores", weight, column_norm)
+    check_scored("wanda_scores", weight, column_norm)
     return _wanda_scores(weight.detach(), column_norm.detach())
 
 
@@ -116,8 +127,8 @@ def select(
             wait to look: the counts stay exact, infinity ranks highest of the numbers and NaN above it.
 
     """
-    _check_matrix("select", "scores", scores)
-    name = _check_selection("select", scores.shape[1], pattern, sparsity, scope)
+    check_matrix("select", "scores", scores)
+    name = check_selection("select", scores.shape[1], pattern, sparsity, scope)
     return _select(scores.detach(), name, sparsity, scope)
 
 
@@ -133,8 +144,8 @@ def wanda_mask(
     `weight` and `column_norm` are those of `wanda_scores`; `pattern`, `sparsity`, `scope`, the result and
     what is refused are those of `select`.
     """
-    _check_scored("wanda_mask", weight, column_norm)
-    name = _check_selection("wanda_mask", weight.shape[1], pattern, sparsity, scope)
+    check_scored("wanda_mask", weight, column_norm)
+    name = check_selection("wanda_mask", weight.shape[1], pattern, sparsity, scope)
     return _wanda_mask(weight.detach(), column_norm.detach(), name, sparsity, scope)
 
 
@@ -152,8 +163,8 @@ def wanda_pack24(weight: Tensor, column_norm: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: bad arguments, or (on the CPU) a score that is not finite.
 
     """
-    _check_scored("wanda_pack24", weight, column_norm)
-    _check_groups("wanda_pack24", weight)
+    check_scored("wanda_pack24", weight, column_norm)
+    check_groups("wanda_pack24", weight)
     return _wanda_pack24(weight.detach(), column_norm.detach())
 
 
@@ -184,9 +195,9 @@ def wanda_pack24_many(
         )
     for place, (weight, norm) in enumerate(zip(weights, column_norms, strict=True)):
         op = f"wanda_pack24_many, matrix {place}"
-        _check_scored(op, weight, norm)
-        _check_groups(op, weight)
-        _check_device(op, "weight", weight, "the first", weights[0])
+        check_scored(op, weight, norm)
+        check_groups(op, weight)
+        check_device(op, "weight", weight, "the first", weights[0])
     if not weights:
         return []
     values, meta = _wanda_pack24_many([w.detach() for w in weights], [n.detach() for n in column_norms])
@@ -210,8 +221,8 @@ def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: bad arguments, or a weight that is not 2:4; the first bad row and group are named.
 
     """
-    _check_matrix("pack24", "weight", weight)
-    _check_groups("pack24", weight)
+    check_matrix("pack24", "weight", weight)
+    check_groups("pack24", weight)
     return (reference.pack24 if forward_mode() else _pack24)(weight)
 
 
@@ -223,7 +234,7 @@ def unpack24(values: Tensor, meta: Tensor) -> Tensor:
         meta: uint8 [out, ceil(in/8)] as of `pack24`.
 
     """
-    _check_packed("unpack24", values, meta)
+    check_packed("unpack24", values, meta)
     return (reference.unpack24 if forward_mode() else _unpack24)(values, meta)
 
 
@@ -260,21 +271,21 @@ def linear24(
         ValueError: bad arguments, or a backend asked for by name that cannot do this; it says why.
 
     """
-    _check_packed("linear24", values, meta)
+    check_packed("linear24", values, meta)
     rows, half = values.shape
     if x.dtype != values.dtype:
-        raise ValueError(f"linear24: expected values of dtype {_name(x)} as x has, got {_name(values)}")
+        raise ValueError(f"linear24: expected values of dtype {name_of(x)} as x has, got {name_of(values)}")
     if x.dim() < 1 or x.shape[-1] != 2 * half:
         raise ValueError(
             f"linear24: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
             f"got {tuple(x.shape)}"
         )
     if x.device != values.device:
-        _check_device("linear24", "values", values, "x", x)
+        check_device("linear24", "values", values, "x", x)
     if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,) or bias.device != x.device):
         raise ValueError(
-            f"linear24: expected bias of shape {(rows,)}, dtype {_name(x)} on {x.device}, "
-            f"got {tuple(bias.shape)}, {_name(bias)} on {bias.device}"
+            f"linear24: expected bias of shape {(rows,)}, dtype {name_of(x)} on {x.device}, "
+            f"got {tuple(bias.shape)}, {name_of(bias)} on {bias.device}"
         )
     if activation is not None:
         check_activation("linear24", activation)
@@ -285,8 +296,8 @@ def linear24(
         residual.dtype != x.dtype or residual.shape != shape or residual.device != x.device
     ):
         raise ValueError(
-            f"linear24: expected residual of shape {shape}, dtype {_name(x)} on {x.device}, "
-            f"got {tuple(residual.shape)}, {_name(residual)} on {residual.device}"
+            f"linear24: expected residual of shape {shape}, dtype {name_of(x)} on {x.device}, "
+            f"got {tuple(residual.shape)}, {name_of(residual)} on {residual.device}"
         )
     if forward_mode():
         return reference.linear24(x, values, meta, bias, activation, residual)
@@ -309,7 +320,7 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
         ValueError: a shape, dtype or number of heads that does not fit.
 
     """
-    _check_float("head_attention", "qkv", qkv)
+    check_float("head_attention", "qkv", qkv)
     if qkv.dim() != 3:
         raise ValueError(f"head_attention: expected qkv of shape [B, S, 3*H*d], got {tuple(qkv.shape)}")
     if not hasattr(num_heads, "__index__"):
@@ -324,75 +335,44 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
     return (reference.head_attention if forward_mode() else _head_attention)(qkv, num_heads, causal, scale)
 
 
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype)[6:]
+def masked_update(
+    weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, keep: Tensor | None = None
+) -> Tensor:
+    """``(weight + scale * b a) * keep`` in one pass: the effective weight of SparseLoRA.
 
+    Summed in float32 and rounded once (in float64 where the weight is that). What is not kept is +0.0 also
+    where the weight or the product is infinite or NaN, which a multiplication by zero would make NaN. Gives
+    no gradients: `vlprune.recovery.masked_linear` does.
 
-def _check_float(op: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise ValueError(
-            f"{op}: expected {name} of dtype float32, bfloat16, float16 or float64, got {_name(tensor)}"
-        )
+    Args:
+        weight: W [out, in], any floating dtype.
+        a: A [rank, in], any floating dtype.
+        b: B [out, rank], any floating dtype.
+        scale: factor of the product (He et al. 2024, arXiv 2404.02424: alpha / rank).
+        keep: M, bool [out, in], True = stays, or None: all stay.
 
+    Returns:
+        [out, in] of the weight's dtype.
 
-def _check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(f"{op}: expected {name} on {like.device} as {like_name} is, got {tensor.device}")
+    Raises:
+        ValueError: a shape, dtype or device that does not fit.
 
-
-def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
-    _check_float(op, name, tensor)
-    if tensor.dim() != 2:
-        raise ValueError(f"{op}: expected {name} of shape [out, in], got {tuple(tensor.shape)}")
-
-
-def _check_groups(op: str, weight: Tensor) -> None:
-    if weight.shape[1] % 4:
-        raise ValueError(f"{op}: expected in_features divisible by 4, got {weight.shape[1]}")
-
-
-def _check_scored(op: str, weight: Tensor, column_norm: Tensor) -> None:
-    _check_matrix(op, "weight", weight)
-    _check_float(op, "column_norm", column_norm)
-    _check_device(op, "column_norm", column_norm, "weight", weight)
-    if column_norm.shape != (weight.shape[1],):
-        raise ValueError(
-            f"{op}: expected column_norm of shape {(weight.shape[1],)} for weight of shape "
-            f"{tuple(weight.shape)}, got {tuple(column_norm.shape)}"
-        )
-
-
-def _check_selection(
-    op: str, in_features: int, pattern: str | Pattern, sparsity: float | None, scope: str
-) -> str:
-    kind = Pattern.parse(pattern)
-    kind.resolve_sparsity(sparsity)
-    kind.check_inputs(in_features, op)
-    if scope not in _SCOPES:
-        raise ValueError(f'{op}: expected scope "row" or "layer", got {scope!r}')
-    return kind.name
-
-
-def _check_packed(op: str, values: Tensor, meta: Tensor) -> None:
-    if values.dtype not in FLOAT_DTYPES:
-        _check_float(op, "values", values)
-    if values.dim() != 2 or values.shape[1] % 2:
-        raise ValueError(
-            f"{op}: expected values of shape [out, in/2] with in divisible by 4, got {tuple(values.shape)}"
-        )
-    if meta.dtype is not torch.uint8:
-        raise ValueError(f"{op}: expected meta of dtype uint8, got {_name(meta)}")
-    rows, half = values.shape
-    if meta.shape != (rows, (half + 3) // 4):
-        raise ValueError(
-            f"{op}: expected meta of shape {(rows, (half + 3) // 4)} for values of shape {(rows, half)}, "
-            f"got {tuple(meta.shape)}"
-        )
-    if meta.device != values.device:
-        _check_device(op, "meta", meta, "values", values)
-
-
-def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
-    if len(shape) > len(target):
-        return False
-    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
+    """
+    op = "masked_update"
+    check_matrix(op, "weight", weight)
+    rows, cols = weight.shape
+    if a.dim() != 2 or a.shape[1] != cols:
+        raise ValueError(f"{op}: expected a of shape [rank, {cols}], got {tuple(a.shape)}")
+    if b.shape != (rows, a.shape[0]):
+        raise ValueError(f"{op}: expected b of shape {(rows, a.shape[0])}, got {tuple(b.shape)}")
+    for name, factor in (("a", a), ("b", b)):
+        check_float(op, name, factor)
+        check_device(op, name, factor, "weight", weight)
+    if keep is not None:
+        if keep.dtype is not torch.bool or keep.shape != weight.shape:
+            raise ValueError(
+                f"{op}: expected keep of shape {(rows, cols)}, dtype bool, "
+                f"got {tuple(keep.shape)}, {name_of(keep)}"
+            )
+        check_device(op, "keep", keep, "weight", weight)
+    return _masked_update(weight.detach(), a.detach(), b.detach(), scale, keep)

@@ -30,6 +30,7 @@ _SCHEMAS = (
     "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
     'str? activation=None, str backend="auto", Tensor? residual=None) -> Tensor',
     "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
+    "masked_update(Tensor weight, Tensor a, Tensor b, float scale=1.0, Tensor? keep=None) -> Tensor",
     "_head_attention(Tensor qkv, int num_heads, bool causal, float scale, bool training) "
     "-> (Tensor out, Tensor lse)",
     "_head_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, "
@@ -116,6 +117,12 @@ def _fake_linear24(
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
+def _fake_masked_update(
+    weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, keep: Tensor | None = None
+) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
 def _fake_head_attention(
     qkv: Tensor, num_heads: int, causal: bool, scale: float, training: bool
 ) -> tuple[Tensor, Tensor]:
@@ -172,6 +179,13 @@ _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda
 _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
+_register(
+    "masked_update",
+    reference.masked_update,
+    _fake_masked_update,
+    native.masked_update,
+    triton_ops.masked_update,
+)
 # Made of traceable operators only, so that its gradient and its fake are theirs: PyTorch's own, or of the
 # two below, of which the CPU has the first alone, where no gradient is wanted.
 LIBRARY.impl("head_attention", _head_attention, "CompositeImplicitAutograd")

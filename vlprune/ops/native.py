@@ -23,6 +23,7 @@ __all__ = [
     "head_attention",
     "head_attention_forward",
     "linear24",
+    "masked_update",
     "pack24",
     "unpack24",
     "wanda_mask",
@@ -167,6 +168,23 @@ def head_attention_forward(
         causal, scale, out.data_ptr(), thread_count(), best_isa(),
     )  # fmt: skip
     return out, qkv.new_empty(0)
+
+
+def masked_update(
+    weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, keep: Tensor | None = None
+) -> Tensor:
+    """See `reference.masked_update`."""
+    if not runs_natively("masked_update", weight.dtype):
+        return reference.masked_update(weight, a, b, scale, keep)
+    rows, cols = weight.shape
+    weight, a, b = weight.contiguous(), a.float().contiguous(), (b.float() * scale).contiguous()
+    keep = None if keep is None else keep.contiguous()
+    out = torch.empty(rows, cols, dtype=weight.dtype)
+    extension().masked_update(
+        weight.data_ptr(), DTYPE_CODE[weight.dtype], rows, cols, a.data_ptr(), b.data_ptr(), a.shape[0],
+        _pointer(keep), out.data_ptr(), thread_count(), best_isa(),
+    )  # fmt: skip
+    return out
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

@@ -22,6 +22,7 @@ __all__ = [
     "column_sumsq",
     "head_attention",
     "linear24",
+    "masked_update",
     "not_finite_message",
     "pack24",
     "prune_counts",
@@ -174,6 +175,18 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
     with as_typed(qkv.device):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     return out.transpose(1, 2).reshape(batch, length, num_heads * head_dim)
+
+
+def masked_update(
+    weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, keep: Tensor | None = None
+) -> Tensor:
+    """``(weight + scale * b a) * keep``, where what is not kept is +0.0 whatever the weight."""
+    wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
+    with as_typed(weight.device):
+        summed = torch.addmm(weight.to(wide), b.to(wide), a.to(wide), alpha=scale)
+    if keep is not None:
+        summed.masked_fill_(keep.logical_not(), 0)
+    return summed.to(weight.dtype)
 
 
 def rows_of(x: Tensor) -> Tensor:

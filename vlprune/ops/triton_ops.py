@@ -24,6 +24,7 @@ __all__ = [
     "head_attention",
     "head_attention_backward",
     "head_attention_forward",
+    "masked_update",
     "wanda_mask",
     "wanda_pack24",
     "wanda_pack24_many",
@@ -90,6 +91,16 @@ def wanda_pack24_many(weights: list[Tensor], column_norms: list[Tensor]) -> tupl
         if place not in packed:
             packed[place] = torch.ops.vlprune.wanda_pack24.default(weight, column_norms[place])
     return [packed[i][0] for i in range(len(weights))], [packed[i][1] for i in range(len(weights))]
+
+
+def masked_update(
+    weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, keep: Tensor | None = None
+) -> Tensor:
+    """See `reference.masked_update`."""
+    if not runs_on_triton("masked_update", weight.dtype, device=weight.device):
+        return reference.masked_update(weight, a, b, scale, keep)
+    out: Tensor = _kernels("masked_update").masked_update(weight, a, b, scale, keep)
+    return out
 
 
 def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:

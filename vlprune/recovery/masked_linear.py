@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .. import ops
+
 __all__ = ["effective_weight", "masked_linear"]
 
 # Rows masked at once on the CPU, where multiplying floats by bools first makes floats of the bools: 4096 x
@@ -33,11 +35,7 @@ def effective_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, keep: T
         keep: M, bool [out, in], or None for no mask.
 
     """
-    if weight.dtype == a.dtype:
-        summed = torch.addmm(weight, b, a, alpha=scale)
-    else:
-        summed = (b @ a).mul_(scale).add_(weight)
-    return _mask_(summed, keep).to(weight.dtype)
+    return ops.masked_update(weight, a, b, scale, keep)
 
 
 def masked_linear(

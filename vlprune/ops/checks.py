@@ -1,0 +1,107 @@
+"""What the public functions refuse, each with one sentence: the operator, the argument, what it got."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..patterns import Pattern
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "broadcasts",
+    "check_device",
+    "check_float",
+    "check_groups",
+    "check_matrix",
+    "check_packed",
+    "check_scored",
+    "check_selection",
+    "name_of",
+]
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SCOPES = ("row", "layer")
+
+
+def name_of(tensor: Tensor) -> str:
+    """Say "float32" of a float32 tensor."""
+    return str(tensor.dtype)[6:]
+
+
+def check_float(op: str, name: str, tensor: Tensor) -> None:
+    """Refuse a dtype that is no float."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"{op}: expected {name} of dtype float32, bfloat16, float16 or float64, got {name_of(tensor)}"
+        )
+
+
+def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """Refuse a tensor that is elsewhere."""
+    if tensor.device != like.device:
+        raise ValueError(f"{op}: expected {name} on {like.device} as {like_name} is, got {tensor.device}")
+
+
+def check_matrix(op: str, name: str, tensor: Tensor) -> None:
+    """Refuse what is no matrix of floats."""
+    check_float(op, name, tensor)
+    if tensor.dim() != 2:
+        raise ValueError(f"{op}: expected {name} of shape [out, in], got {tuple(tensor.shape)}")
+
+
+def check_groups(op: str, weight: Tensor) -> None:
+    """Refuse inputs that are no whole groups of four."""
+    if weight.shape[1] % 4:
+        raise ValueError(f"{op}: expected in_features divisible by 4, got {weight.shape[1]}")
+
+
+def check_scored(op: str, weight: Tensor, column_norm: Tensor) -> None:
+    """Refuse a weight and norm that make no scores."""
+    check_matrix(op, "weight", weight)
+    check_float(op, "column_norm", column_norm)
+    check_device(op, "column_norm", column_norm, "weight", weight)
+    if column_norm.shape != (weight.shape[1],):
+        raise ValueError(
+            f"{op}: expected column_norm of shape {(weight.shape[1],)} for weight of shape "
+            f"{tuple(weight.shape)}, got {tuple(column_norm.shape)}"
+        )
+
+
+def check_selection(
+    op: str, in_features: int, pattern: str | Pattern, sparsity: float | None, scope: str
+) -> str:
+    """Refuse a pattern, sparsity or scope that does not fit; the pattern's name."""
+    kind = Pattern.parse(pattern)
+    kind.resolve_sparsity(sparsity)
+    kind.check_inputs(in_features, op)
+    if scope not in _SCOPES:
+        raise ValueError(f'{op}: expected scope "row" or "layer", got {scope!r}')
+    return kind.name
+
+
+def check_packed(op: str, values: Tensor, meta: Tensor) -> None:
+    """Refuse what has not the form of a packed weight."""
+    if values.dtype not in FLOAT_DTYPES:
+        check_float(op, "values", values)
+    if values.dim() != 2 or values.shape[1] % 2:
+        raise ValueError(
+            f"{op}: expected values of shape [out, in/2] with in divisible by 4, got {tuple(values.shape)}"
+        )
+    if meta.dtype is not torch.uint8:
+        raise ValueError(f"{op}: expected meta of dtype uint8, got {name_of(meta)}")
+    rows, half = values.shape
+    if meta.shape != (rows, (half + 3) // 4):
+        raise ValueError(
+            f"{op}: expected meta of shape {(rows, (half + 3) // 4)} for values of shape {(rows, half)}, "
+            f"got {tuple(meta.shape)}"
+        )
+    if meta.device != values.device:
+        check_device(op, "meta", meta, "values", values)
+
+
+def broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    """Whether a shape broadcasts to another."""
+    if len(shape) > len(target):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
