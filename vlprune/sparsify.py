@@ -73,9 +73,16 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class SparsifyReport:
-    """What `sparsify_` did with every 2:4 layer."""
+    """What `sparsify_` did with every 2:4 layer.
+
+    Args:
+        layers: all that were considered.
+        also: what was done around packed layers that is not measured, in words.
+
+    """
 
     layers: tuple[LayerChoice, ...]
+    also: tuple[str, ...] = ()
 
     @property
     def packed(self) -> int:
@@ -84,7 +91,8 @@ class SparsifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"packed": self.packed, "layers": [{**asdict(l), "speedup": l.speedup} for l in self.layers]}  # noqa: E741
+        layers = [{**asdict(layer), "speedup": layer.speedup} for layer in self.layers]
+        return {"packed": self.packed, "layers": layers, "also": list(self.also)}
 
     def __str__(self) -> str:
         gains = [layer.speedup for layer in self.layers if layer.packed and layer.speedup]
@@ -92,7 +100,8 @@ class SparsifyReport:
         kept = len(self.layers) - self.packed
         reasons = sorted({layer.reason for layer in self.layers if not layer.packed})
         stayed = f"; {kept} stay dense: {'; '.join(reasons)}" if kept else ""
-        return f"{self.packed} of {len(self.layers)} 2:4 layers packed{spread}{stayed}"
+        also = "".join(f"; {what}" for what in self.also)
+        return f"{self.packed} of {len(self.layers)} 2:4 layers packed{spread}{stayed}{also}"
 
 
 @torch.inference_mode(False)
@@ -111,6 +120,10 @@ def sparsify_(
     remembers what it measured. An activation that directly follows a layer (GELU, QuickGELU)
     moves into its epilogue. If anything fails, the model is as it was before.
 
+    Around packed layers, and not measured, `vlprune.nn.blocks` leaves out work that no result needs: these
+    layers add the residuals; an image tower whose embedding is read from the class token runs its last block
+    for that token alone; and on a CPU its patch embedding is one product.
+
     Args:
         model: a model pruned to "2:4".
         backend: "auto" or one of `vlprune.backends()`.
@@ -120,6 +133,8 @@ def sparsify_(
         filter_fn: ``(module, qualified name) -> bool``, True for the layers to consider.
 
     """
+    from .nn.blocks import fuse_
+
     ops.check_backend(backend)
     swaps = _Swaps(model)
     split: list[str] = []
@@ -146,7 +161,7 @@ def sparsify_(
         raise
     finally:
         models.merge_attention_(model, [n for n in split if not _has_packed(model.get_submodule(n))])
-    return SparsifyReport(choices)
+    return SparsifyReport(choices, tuple(fuse_(model)))
 
 
 class _Swaps:

@@ -161,6 +161,8 @@ def _fill(
     """Give every parameter and buffer its tensor from the file."""
     from safetensors import SafetensorError, safe_open
 
+    from ..nn.blocks import fuse_
+
     expected, tied, packed = tensors(model), weights["tied"], set(weights["packed"])
     frozen = set(weights["frozen"])
     own = [name for name in expected if name not in tied]
@@ -186,6 +188,7 @@ def _fill(
     for module in model.modules():
         if isinstance(module, Linear24):
             ops.prepare24(module.values, module.meta)
+    fuse_(model)
 
 
 def _stored_as(name: str, packed: bool) -> list[str]:

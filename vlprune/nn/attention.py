@@ -119,21 +119,26 @@ class PackedAttention(AttentionCore):
         return ops.head_attention(self.by_batch(self.qkv(x), -1), self.num_heads, is_causal)
 
     def project(self, x: Tensor, k_x: Tensor, v_x: Tensor) -> Projected:
-        """Multiply once where q, k and v share their input, once for each otherwise."""
+        """Multiply once each of the different inputs by the rows of ``qkv`` that are meant for it."""
         if k_x is x and v_x is x:
-            q, k, v = self.by_batch(self.qkv(x), 3, self.num_heads, self.head_dim).unbind(2)
-            return q, k, v
+            parts = self._rows(x, 0, 3)
+        elif k_x is v_x:
+            parts = self._rows(x, 0, 1) + self._rows(k_x, 1, 3)
+        else:
+            parts = self._rows(x, 0, 1) + self._rows(k_x, 1, 2) + self._rows(v_x, 2, 3)
+        q, k, v = parts
+        return q, k, v
+
+    def _rows(self, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Of q, k and v those from `start` to `stop`, [batch, tokens, heads, head_dim]."""
         inner = self.num_heads * self.head_dim
-        parts = []
-        for i, source in enumerate((x, k_x, v_x)):
-            rows = slice(i * inner, (i + 1) * inner)
-            if type(self.qkv) is nn.Linear:
-                bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-                part = F.linear(source, self.qkv.weight[rows], bias)
-            else:
-                part = self.qkv(source)[..., rows]
-            parts.append(self.by_batch(part, self.num_heads, self.head_dim))
-        return parts[0], parts[1], parts[2]
+        rows = slice(start * inner, stop * inner)
+        if type(self.qkv) is nn.Linear and stop - start < 3:
+            bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+            out = F.linear(x, self.qkv.weight[rows], bias)
+        else:
+            out = self.qkv(x)[..., rows]
+        return self.by_batch(out, stop - start, self.num_heads, self.head_dim).unbind(2)
 
 
 class SplitAttention(AttentionCore):

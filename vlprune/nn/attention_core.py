@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_mask import additive
+from .linear24 import Linear24
 
 __all__ = ["AttentionCore", "Projected", "linear_of"]
 
@@ -108,12 +109,14 @@ class AttentionCore(nn.Module, ABC):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        residual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, None]:
         """Attend from x [batch, tokens, embed_dim] to k_x and v_x, which are x itself when left out.
 
         The layout is [tokens, batch, embed_dim] where `batch_first` is False, and a lone sequence
         [tokens, embed_dim] is accepted. In place of `nn.MultiheadAttention` it returns
-        ``(output, None)``, in place of open_clip's `Attention` the output.
+        ``(output, None)``, in place of open_clip's `Attention` the output. A `residual` of x's shape is
+        added to the output: by the output projection itself, where that is packed.
 
         Raises:
             ValueError: attention weights are asked for (or, for the tuple form, not declined).
@@ -143,9 +146,9 @@ class AttentionCore(nn.Module, ABC):
         else:
             # every head was removed: of the output projection only the bias is left
             out = x[..., :0]
-        out = self._tail(out)
         if single:
             out = out.squeeze(0 if self.batch_first else 1)
+        out = self._tail(out, residual)
         return (out, None) if self.returns_tuple else out
 
     def attend(
@@ -204,9 +207,13 @@ class AttentionCore(nn.Module, ABC):
         x = x if self.batch_first else x.transpose(0, 1)
         return x.view(*x.shape[:2], *sizes)
 
-    def _tail(self, x: Tensor) -> Tensor:
-        x = self.out_proj(x if self.ln_inner is None else self.ln_inner(x))
-        return x if self.out_drop is None else self.out_drop(x)
+    def _tail(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        x = x if self.ln_inner is None else self.ln_inner(x)
+        if residual is not None and self.out_drop is None and type(self.out_proj) is Linear24:
+            return self.out_proj(x, residual)  # type: ignore[no-any-return]
+        x = self.out_proj(x)
+        x = x if self.out_drop is None else self.out_drop(x)
+        return x if residual is None else residual + x
 
     def extra_repr(self) -> str:
         """Return the sizes."""

@@ -136,15 +136,21 @@ class Linear24(nn.Module):
         if self.values.is_cuda and type(self.values) is nn.Parameter and type(self.meta) is Tensor:
             ops.prepare24(self.values, self.meta, self.backend, anew=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in_features] to [..., out_features].
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map x [..., in_features] to [..., out_features], and add `residual` of that shape, if any.
 
         Under autocast the input is taken to the layer's own dtype, in which its weight was prepared;
         without, another dtype is an error as it is for `nn.Linear`.
         """
         if x.dtype != self.values.dtype and torch.is_autocast_enabled(x.device.type):
             x = x.to(self.values.dtype)
-        return ops.linear24(x, self.values, self.meta, self.bias, self.activation, backend=self.backend)
+        # The operator adds what is of its dtype; autocast may bring another one, to which PyTorch promotes.
+        fits = residual is None or residual.dtype == x.dtype
+        y = ops.linear24(
+            x, self.values, self.meta, self.bias, self.activation,
+            backend=self.backend, residual=residual if fits else None,
+        )  # fmt: skip
+        return y if fits or residual is None else residual + y
 
     def extra_repr(self) -> str:
         """The arguments that made it."""

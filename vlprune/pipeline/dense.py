@@ -24,6 +24,8 @@ def unpack_(model: nn.Module, dense: nn.Module) -> int:
 
     An activation that had moved into a layer comes back as `dense` has it in that place.
     """
+    from ..nn.blocks import unfuse_
+
     packed = {name: m for name, m in model.named_modules() if isinstance(m, Linear24)}
     for name, layer in packed.items():
         if layer.activation is not None:
@@ -34,6 +36,7 @@ def unpack_(model: nn.Module, dense: nn.Module) -> int:
             moved = next(name for name in later if type(getattr(parent, name)) is nn.Identity)
             setattr(parent, moved, copy.deepcopy(getattr(whole, moved)))
         replace(model, name, layer.to_linear())
+    unfuse_(model)
     return len(packed)
 
 
