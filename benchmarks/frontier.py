@@ -6,7 +6,8 @@ python benchmarks/frontier.py --out FILE --model demo --scores methods.json mope
 Scores come from the files of accuracy.py, mope.py and recovery.py. For every shape of model among them (2:4,
 shares of heads, neurons and layers, both together) the image tower's speed is measured here, all shapes and
 dense in turn: which weights go changes no cost, so that they are chosen by magnitude. Zeros that lie anywhere
-run as dense. Shapes that the file has are not measured again unless asked for with --again.
+run as dense. What `sparsify_` leaves out around packed layers a dense tower can leave out, too: that is a
+shape of its own. Nothing is measured while the file has all shapes, unless asked for with --again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from vlprune.files import read_json, write_json, write_text
 from vlprune.report.frontier import (
     AS_DENSE,
     FRONTIER_FORMAT,
+    FUSED,
     frontier_plot,
     frontier_table,
     write_frontier,
@@ -101,6 +104,11 @@ def point(name: str, shape: str, way: str | None, scores: list[float], dense: fl
 def shaped(model: nn.Module, shape: str, images: Tensor) -> nn.Module:
     """A copy of that shape, ready to run."""
     small = copy.deepcopy(model)
+    if shape == FUSED:
+        from vlprune.nn.blocks import fuse_  # which imports open_clip
+
+        fuse_(small, dense=True)
+        return small
     words = shape.split()
     if kinds := [word for word in words if word in STRUCTURES]:
         share = 1 - float(next(word for word in words if word.startswith("-")).strip("-%")) / 100
@@ -146,29 +154,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     files = [read_json(path) for path in args.scores]
     if others := {file["model"] for file in files} - {args.name}:
         raise SystemExit(f"--scores: files of {args.name} are wanted, got {', '.join(sorted(others))}")
-    record = read_json(args.out) if args.out.exists() else {}
-    if record and (record["model"], record["batch"]) != (args.name, args.batch):
-        raise SystemExit(f"{args.out}: is of {record['model']}, batch {record['batch']}; give a new --out")
+    old = read_json(args.out) if args.out.exists() else {}
+    if old and (old["model"], old["batch"]) != (args.name, args.batch):
+        raise SystemExit(f"{args.out}: is of {old['model']}, batch {old['batch']}; give a new --out")
     points = [found for file in files for found in points_in(file)]
     # files that have the same row
     points = list({json.dumps(found): found for found in points}.values())
+    dense = statistics.mode(found["dense"] for found in points)
+    points.append(point(f"dense, {FUSED}", FUSED, None, [dense], dense))
     record = {
         "format": FRONTIER_FORMAT,
         "model": args.name,
         "data": files[0]["data"],
         "kind": "pairs" if args.name == "demo" else "labelled",
         "batch": args.batch,
-        "dense": max(points, key=lambda found: [f["dense"] for f in points].count(found["dense"]))["dense"],
+        "dense": dense,
         "points": points,
-        "speeds": {} if args.again else record.get("speeds", {}),
-        "machine": record.get("machine") or measure.machine_info(),
+        "speeds": old.get("speeds", {}),
+        "machine": old.get("machine") or measure.machine_info(),
     }
-    shapes = dict.fromkeys(found["shape"] for found in points)
-    wanted = [shape for shape in shapes if shape not in AS_DENSE and shape not in record["speeds"]]
-    if wanted and args.rounds:
+    shapes = [s for s in dict.fromkeys(found["shape"] for found in points) if s not in AS_DENSE]
+    if args.rounds and (args.again or not record["speeds"].keys() >= set(shapes)):
         torch.set_num_threads(args.threads)
-        model = load_model(args.model).model
-        record["speeds"] |= speeds(model, wanted, args)
+        record["speeds"] = speeds(load_model(args.model).model, shapes, args)
         record["machine"] = measure.machine_info()
     return record
 

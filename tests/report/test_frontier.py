@@ -38,9 +38,11 @@ def record():
             row("mope layers -50%", "layers -50%", [30.0]),
             row("mope layers -90%", "layers -90%", [1.0]),
             row("mope heads neurons -50% 2:4", "heads neurons -50% 2:4", [40.0]),
+            row("dense, fused blocks", "fused blocks", [90.0]),
         ],
         "speeds": {
             "2:4": {"speedup": 1.5},
+            "fused blocks": {"speedup": 1.1},
             "heads -50%": {"speedup": 1.25},
             "layers -50%": {"speedup": 2.0},
             "heads neurons -50% 2:4": {"speedup": 3.0},
@@ -74,13 +76,21 @@ def test_the_front_equals_a_comparison_of_all_pairs(record):
         )
 
     assert front(points) == [p for p in points if not beaten(p)]
-    assert [p.name for p in front(points)] == ["mope heads neurons -50% 2:4", "wanda 2:4", "wanda 2:4"]
+    assert [p.name for p in front(points)] == [
+        "mope heads neurons -50% 2:4",
+        "wanda 2:4",
+        "dense, fused blocks",
+        "wanda 2:4",
+    ]
 
 
 def test_the_table(record):
-    assert frontier_table(record).splitlines()[-3:] == [
+    lines = frontier_table(record).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-4:] == [
         "   3.00x   40.00  -50.00  mope heads neurons -50% 2:4",
         "   1.50x   89.00   -1.00  wanda 2:4, distilled",
+        "   1.10x   90.00   +0.00  dense, fused blocks",
         "   1.00x   90.50   +0.50  wanda 2:4, LoRA",
     ]
 
@@ -92,5 +102,10 @@ def test_the_page_and_the_picture(record, tmp_path):
     assert "stand at 1x, 1 here" in page
     picture = frontier_plot(record)
     assert picture == frontier_plot(record)
-    names = re.findall(r">([^<>]*(?:mope|wanda)[^<>]*)</text>", picture)
-    assert sorted(names) == ["mope heads neurons -50% 2:4", "wanda 2:4, LoRA", "wanda 2:4, distilled"]
+    names = re.findall(r">([^<>]*(?:mope|wanda|fused)[^<>]*)</text>", picture)
+    assert sorted(names) == [
+        "dense, fused blocks",
+        "mope heads neurons -50% 2:4",
+        "wanda 2:4, LoRA",
+        "wanda 2:4, distilled",
+    ]

@@ -11,6 +11,7 @@ from vlprune.files import write_json
 from vlprune.models import view
 from vlprune.models.parts import block_parts
 from vlprune.nn import Linear24
+from vlprune.report.frontier import FUSED
 
 
 def draws(*scores, same=True):
@@ -92,13 +93,20 @@ def test_models_of_a_shape(shape, heads, neurons, layers, monkeypatch):
     assert len(view(model).towers["visual"].blocks) == 3
 
 
+def test_the_dense_tower_is_also_measured_without_the_work_that_no_result_needs():
+    model = build("clip")
+    fused = frontier.shaped(model, FUSED, torch.randn(2, 3, 32, 32))
+    assert type(fused.visual).__module__ == "vlprune.nn.blocks"
+    assert type(model.visual).__module__ == "open_clip.transformer"
+
+
 def packed_all(model):
     from vlprune import sparsify_
 
     return sparsify_(model, only_if_faster=False)
 
 
-def test_only_new_shapes_are_measured(tmp_path, monkeypatch):
+def test_all_shapes_are_measured_in_one_run_when_one_is_new(tmp_path, monkeypatch):
     measured = []
 
     def speeds(_, shapes, args):
@@ -117,7 +125,7 @@ def test_only_new_shapes_are_measured(tmp_path, monkeypatch):
     )  # fmt: skip
     for args.scores in (files[:1], files, files):
         write_json(args.out, frontier.run(args))
-    assert measured == [["heads -50%"], ["layers -50%"]]
+    assert measured == [["heads -50%", FUSED], ["heads -50%", "layers -50%", FUSED]]
     args.batch = 1
     with pytest.raises(SystemExit, match="is of demo, batch 8"):
         frontier.run(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from .page import write_page
 __all__ = [
     "AS_DENSE",
     "FRONTIER_FORMAT",
+    "FUSED",
     "Point",
     "front",
     "frontier_plot",
@@ -26,6 +28,8 @@ FRONTIER_FORMAT = "vlprune-frontier"
 
 # Zeros that no kernel makes use of, and a model without any: as fast as dense by definition.
 AS_DENSE = ("dense", "unstructured")
+# A dense tower with what `vlprune.nn.blocks` leaves out.
+FUSED = "fused blocks"
 
 # Colour (Okabe and Ito's) and marker of each kind of model.
 _LOOKS = {
@@ -56,7 +60,7 @@ class Point:
 
 
 def points_of(record: Mapping[str, Any]) -> list[Point]:
-    """All points whose speed is known, the fastest first; the first of the slowest is the dense model."""
+    """All points whose speed is known, the fastest first, and the dense model among them."""
     found = [Point("dense", "dense", None, 1.0, record["dense"], 0.0, 1)]
     for row in record["points"]:
         shape = row["shape"]
@@ -81,7 +85,8 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 def frontier_table(record: Mapping[str, Any]) -> str:
     """The Pareto front as text."""
-    lines = [*_conditions(record), "", f"{'speed-up':>8}{'score':>8}{'change':>8}  "]
+    conditions = [line for text in _conditions(record) for line in textwrap.wrap(text, 80)]
+    lines = [*conditions, "", f"{'speed-up':>8}{'score':>8}{'change':>8}"]
     lines += [
         f"{p.speedup:7.2f}x{p.score:8.2f}{p.change:+8.2f}  {_label(p)}" for p in front(points_of(record))
     ]
@@ -198,6 +203,8 @@ _PLACES = (
 
 
 def _kind(shape: str) -> str:
+    if shape == FUSED:
+        return "dense"
     if shape in AS_DENSE:
         return "zeros filled" if shape == "dense" else "zeros anywhere"
     if shape == "2:4":
@@ -219,5 +226,5 @@ def _conditions(record: Mapping[str, Any]) -> list[str]:
         f"{record['model']} on {record['data']}: {_measure(record)} {record['dense']:.2f} % dense; every "
         "score is set against that of the dense model on the same images",
         f"speed of the image tower, {record['batch']} images, float32, {machine['gpu'] or machine['cpu']}, "
-        f"{machine['threads']} threads, torch {machine['torch']}",
+        f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}, torch {machine['torch']}",
     ]
