@@ -155,6 +155,39 @@ def test_weights_that_pruning_changed_learn_from_the_dense_model(clip, pairs, tm
         "transformer.resblocks.0.mlp.c_fc.weight"] - weight).abs().max()  # fmt: skip
 
 
+def first_layer(tower):
+    return tower.transformer.resblocks[0].mlp.c_fc.weight
+
+
+@pytest.mark.parametrize("where", [{"targets": ["visual"]}, {"ignore": ["*out_proj"]}], ids=str)
+@pytest.mark.parametrize("method", ["sparselora", "lora"])
+def test_layers_without_adapters_stay_as_they_were_pruned(clip, pairs, tmp_path, method, where):
+    """Their teacher is the dense model, not one of which they are a pruned part."""
+    model = pruned(clip)
+    before, start = masks(model), copy.deepcopy(model)
+    part = train(model, clip, pairs, quick(method, **where), tmp_path)
+    assert part["taught_by"] == "the dense model"
+    assert same_masks(model, before) == (method == "sparselora")
+    for own, other in ((model, start), (model.visual, start.visual)):
+        adapted = "targets" not in where or own is model.visual
+        assert torch.equal(first_layer(own), first_layer(other)) != adapted
+
+
+@pytest.mark.parametrize(
+    ("settings", "taught"),
+    [
+        ({"lam": 0}, "captions alone"),
+        ({"lam": 0, "targets": ["visual"]}, "captions alone"),
+        ({"sim": 0, "feat": 0, "hidden": 0}, "captions alone"),
+        ({"sim": 0, "feat": 1, "hidden": 0}, "the dense model"),
+    ],
+    ids=str,
+)
+def test_who_teaches_is_said_by_the_terms(clip, pairs, tmp_path, settings, taught):
+    part = train(pruned(clip), clip, pairs, quick("sparselora", **settings, steps=1), tmp_path)
+    assert part["taught_by"] == taught
+
+
 def test_packed_layers_are_trained_as_dense_ones(clip, pairs, tmp_path):
     model = pruned(clip)
     plain = copy.deepcopy(model)

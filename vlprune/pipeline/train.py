@@ -20,6 +20,7 @@ from ..fingerprint import fingerprint
 from ..masks import masks
 from ..recovery import (
     DistillConfig,
+    RecoverConfig,
     TrainReport,
     add_sparse_lora_,
     distill_,
@@ -80,8 +81,9 @@ def recover_pruned_(
 
     Packed layers become dense ones first. Under "sparselora" and "lora" a model whose remaining weights are
     those of the dense one learns from these, in its own memory; one whose weights were changed by pruning,
-    or that lost modules, learns from `dense` beside it, by a loss of the same gradient. A training that was
-    killed goes on with the step after its last checkpoint in `folder`.
+    that lost modules, or of whose pruned layers some get no adapter, learns from `dense` beside it, by a loss
+    of the same gradient. A training that was killed goes on with the step after its last checkpoint in
+    `folder`.
 
     Args:
         model: pruned, compacted or both.
@@ -145,36 +147,43 @@ def _train(
     progress: bool | None,
 ) -> tuple[str, TrainReport]:
     config = recovery.training
-    if recovery.adapters is None:
-        assert isinstance(config, DistillConfig)
-        taught = "the dense model" if config.sim or config.feat or config.hidden else "captions alone"
-        config = _mapped(config, model, dense, retained)
-        return taught, distill_(model, dense, data, config, out=folder, progress=progress)
-    alone = not isinstance(config, DistillConfig) and _takes_dense_weights(model, dense)
-    keeps = masks(model) if alone else None
-    if alone:
-        _copy_weights(dense, model)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)
-        add_sparse_lora_(model, recovery.adapters, keeps)
-    if isinstance(config, DistillConfig):
-        taught = "the dense model"
-        config = _mapped(config, model, dense, retained)
-        report = distill_(model, dense, data, config, out=folder, progress=progress)
-    elif alone:
-        taught = "its own dense weights"
+    own = recovery.adapters is not None and _add_adapters(model, dense, recovery)
+    if own and isinstance(config, RecoverConfig):
+        taught = "its own dense weights" if config.lam else "captions alone"
         report = recover_(model, data, config, out=folder, progress=progress)
     else:
-        # cross-entropy with the teacher and divergence from it differ by the teacher's entropy, a constant
-        taught = "the dense model"
-        common = config.to_dict()
-        lam = common.pop("lam")
-        terms = {"itc": 1 - lam, "sim": lam, "feat": 0.0, "hidden": 0.0}
-        report = distill_(
-            model, dense, data, DistillConfig.from_dict(common | terms), out=folder, progress=progress
-        )
-    merge_sparse_lora_(model)
+        towards = _mapped(_towards(config), model, dense, retained)
+        taught = "the dense model" if towards.sim or towards.feat or towards.hidden else "captions alone"
+        report = distill_(model, dense, data, towards, out=folder, progress=progress)
+    if recovery.adapters is not None:
+        merge_sparse_lora_(model)
     return taught, report
+
+
+def _add_adapters(model: nn.Module, dense: nn.Module, recovery: Recovery) -> bool:
+    """Put adapters on a pruned model, with the dense weights under them where they are then its teacher."""
+    pruned = {name.removesuffix(".weight") for name in masks(model)}
+    own = isinstance(recovery.training, RecoverConfig) and _takes_dense_weights(model, dense)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recovery.training.seed)
+        adapted = add_sparse_lora_(model, recovery.adapters)
+    # what has no adapter stays pruned, and would be so in the teacher too
+    own = own and pruned <= set(adapted)
+    if own:
+        _copy_weights(dense, model)
+    return own
+
+
+def _towards(config: RecoverConfig | DistillConfig) -> DistillConfig:
+    """The loss of adapters with a teacher beside them, of the same gradient.
+
+    Cross-entropy with the teacher and divergence from it differ by the teacher's entropy, a constant.
+    """
+    if isinstance(config, DistillConfig):
+        return config
+    common = config.to_dict()
+    lam = common.pop("lam")
+    return DistillConfig.from_dict(common | {"itc": 1 - lam, "sim": lam, "feat": 0.0, "hidden": 0.0})
 
 
 def _takes_dense_weights(model: nn.Module, dense: nn.Module) -> bool:
@@ -189,7 +198,8 @@ def _takes_dense_weights(model: nn.Module, dense: nn.Module) -> bool:
 def _copy_weights(source: nn.Module, target: nn.Module) -> None:
     split = models.split_attention_(source)
     try:
-        target.load_state_dict(source.state_dict())
+        # adapters and masks are the target's own
+        target.load_state_dict(source.state_dict(), strict=False)
     finally:
         models.merge_attention_(source, split)
 
