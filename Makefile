@@ -32,7 +32,7 @@ accuracy: $(DEMO_STAMP)  ## what every method costs the built-in model, and ever
 	$(BIN)/python -m benchmarks.accuracy split --seeds 3 --out out/demo-split.json
 
 docs: $(DEMO_STAMP)  ## the API reference from the docstrings, a page in out/api
-	$(BIN)/python -m pip install --quiet pdoc
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m pdoc -d google -o out/api vlprune '!vlprune.kernels'
 
 # With the Python that has torch for the GPU already, so that it needs no network. PARTS takes some: PARTS="build

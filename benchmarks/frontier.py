@@ -1,6 +1,6 @@
 """Accuracy against speed: what other benchmarks found of accuracy, joined with measured speeds.
 
-python benchmarks/frontier.py --out FILE --model demo --scores methods.json mope.json recovery.json
+python -m benchmarks.frontier --out FILE --model demo --scores methods.json mope.json recovery.json
                               [--page FILE.html] [--svg FILE.svg]
 
 Scores come from the files of accuracy.py, mope.py and recovery.py. For every shape of model among them (2:4,

@@ -1,6 +1,6 @@
 """What module pruning errors cost next to the published procedure, at equal numbers.
 
-python benchmarks/mope_cost.py --out FILE [--model ViT-B-32]
+python -m benchmarks.mope_cost --out FILE [--model ViT-B-32]
 
 The published procedure runs both towers for every head of the image tower. FLOPs are counted for all heads
 on a batch of four pairs; both procedures' grow with the number of pairs alike. Times are of subsets of the
