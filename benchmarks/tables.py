@@ -31,7 +31,6 @@ __all__ = [
     "run_text",
     "scoring",
     "split_table",
-    "text",
 ]
 
 RESULTS = Path(__file__).parent / "results" / "amd-epyc-zen3-2core"
@@ -52,11 +51,6 @@ METHODS = {
 def result(name: str) -> Any:
     """A result file by its name without ``.json``."""
     return read_json(RESULTS / f"{name}.json")
-
-
-def text(name: str) -> str:
-    """A result that is printed text, by its file name."""
-    return (RESULTS / name).read_text().rstrip("\n")
 
 
 def run_text(name: str) -> str:

@@ -56,7 +56,7 @@ class Case:
     """
 
     op: str
-    sizes: Mapping[str, Any]
+    sizes: Mapping[str, Any] = field(hash=False)
     label: str
     dtype: str
     peers: tuple[str, ...]
