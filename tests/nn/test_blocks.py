@@ -1,4 +1,4 @@
-"""Fused blocks and towers: the numbers of open_clip's own classes, and its own classes wherever that shows."""
+"""Fused blocks and towers: the numbers of open_clip's own, and its whole computation where anybody looks."""
 
 import copy
 import io
