@@ -4,8 +4,9 @@ Three ways to train ``(W + s B A) * M``: the formula written out (PyTorch keeps 
 layer until the backward pass), vlprune's layer (which computes it again), and for comparison plain LoRA,
 which has no mask. "checkpointing" is vlprune's layer in blocks that compute their activations again. Peaks
 are those of the resident set of a process of its own, above what the model takes; "held" are the bytes that a
-forward pass leaves for the backward pass, weights and masks not counted. The update is the making of all
-effective weights, once for the forward and once for the backward pass: what a fused kernel could hasten.
+forward pass leaves for the backward pass, weights and masks not counted. "update" times by themselves what a
+step does with weights alone: makes the effective ones of a block (twice a step), and takes their gradients to
+those of the adapters; beside that, the same by PyTorch's operators, and a copy of the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlprune import measure
+from vlprune import measure, ops
 from vlprune.nn import PackedAttention
 from vlprune.recovery import SparseLoRAConfig, SparseLoRALinear, add_sparse_lora_
-from vlprune.recovery.masked_linear import effective_weight
 
 WIDTH, TOKENS = 1024, 257
 
@@ -82,15 +82,6 @@ def blocks(kind: str, count: int, rank: int) -> nn.Sequential:
         for block in model:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return model
-
-
-@torch.no_grad()
-def update(model: nn.Module) -> None:
-    """Make every effective weight as often as a step does."""
-    for _ in range(2):
-        for m in model.modules():
-            if isinstance(m, SparseLoRALinear):
-                effective_weight(m.weight, m.lora_A, m.lora_B, m.scale, m.keep)
 
 
 def step(model: nn.Module, x: Tensor) -> Tensor:
@@ -169,12 +160,54 @@ def bench_time(batch: int, rank: int, rounds: int) -> dict[str, measure.Timing]:
     for kind in ("formula", "vlprune", CHECKPOINTING):
         measure.check_close(kind, step(models[kind], x), reference)
     steps = {kind: partial(step, model, x) for kind, model in models.items()}
-    return measure.compare(
-        steps | {"update": partial(update, models["vlprune"])},
-        warmup=1,
-        rounds=rounds,
-        max_seconds=60,
-    )
+    return measure.compare(steps, warmup=1, rounds=rounds, max_seconds=60)
+
+
+def torch_update(weight: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor) -> Tensor:
+    """The effective weight by PyTorch's operators."""
+    return torch.addmm(weight, b, a, alpha=scale).mul_(keep)
+
+
+def torch_gradients(grad: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The adapters' gradients by PyTorch's operators, of a gradient that they may mask in place."""
+    masked = grad.mul_(keep)
+    return (b * scale).T @ masked, masked @ (a * scale).T
+
+
+@torch.no_grad()
+def bench_update(rank: int, rounds: int) -> dict[str, measure.Timing]:
+    """Seconds for the four matrices of a block, interleaved, after results have been held against float64."""
+    layers = [m for m in blocks("vlprune", 1, rank).modules() if isinstance(m, SparseLoRALinear)]
+    calls = [(m.weight, m.lora_A, m.lora_B, m.scale, m.keep) for m in layers]
+    grads = [torch.randn_like(m.weight) for m in layers]
+    copies = [torch.empty_like(m.weight) for m in layers]
+    gradients = torch.ops.vlprune._masked_update_backward.default
+    for grad, (weight, a, b, scale, keep) in zip(grads, calls, strict=True):
+        wide = [t.double() for t in (a, b)]
+        exact = (weight.double() + scale * wide[1] @ wide[0]) * keep
+        of_a, of_b = gradients(grad.double(), *wide, scale, keep)
+        for update, backward in ((ops.masked_update, gradients), (torch_update, torch_gradients)):
+            measure.check_close("update", update(weight, a, b, scale, keep), exact)
+            for found, expected in zip(backward(grad.clone(), a, b, scale, keep), (of_a, of_b), strict=True):
+                measure.check_close("gradients", found, expected)
+
+    def copy() -> None:
+        for to, (weight, *_) in zip(copies, calls, strict=True):
+            to.copy_(weight)
+
+    def all_of(update: Callable[..., Any], of: Sequence[Tensor]) -> None:
+        for first, call in zip(of, calls, strict=True):
+            update(first, *call[1:])
+
+    weights = [call[0] for call in calls]
+    candidates = {
+        "copy": copy,
+        "update": partial(all_of, ops.masked_update, weights),
+        "update, torch": partial(all_of, torch_update, weights),
+        "gradients": partial(all_of, gradients, grads),
+        "gradients, torch": partial(all_of, torch_gradients, grads),
+    }
+    return measure.compare(candidates, warmup=2, rounds=rounds, max_seconds=20)
 
 
 def _print(rows: Iterable[dict[str, Any]]) -> None:
@@ -223,6 +256,11 @@ def main() -> None:
             print(f"one block, batch {arguments.time_batch} {kind:>13}: {timing.median:.3f} s ({ratio:.3f})")
         new = {"batch": arguments.time_batch, **{kind: timing.to_dict() for kind, timing in times.items()}}
         result["time"] = _merged(result.get("time", []), [new], "batch")
+        alone = bench_update(arguments.rank, 5 * arguments.rounds)
+        for name, timing in alone.items():
+            ratio = timing.median / alone["copy"].median
+            print(f"a block's {name:>16}: {1e3 * timing.median:.2f} ms ({ratio:.2f} of the copy)")
+        result["update"] = {name: timing.to_dict() for name, timing in alone.items()}
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -147,6 +147,16 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         },
         py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("a"), py::arg("b"),
         py::arg("rank"), py::arg("keep"), py::arg("out"), py::arg("threads"), py::arg("isa"), nogil());
+    m.def(
+        "masked_update_backward",
+        [](Address grad, int dtype, int64_t rows, int64_t cols, Address a, Address b, int64_t rank, Address keep,
+           Address for_a, Address for_b, int threads, int isa) {
+            masked_update_backward(at<void>(grad), dtype_of(dtype), rows, cols, at<float>(a), at<float>(b), rank,
+                                   at<bool>(keep), at<float>(for_a), at<float>(for_b), threads, isa_of(isa));
+        },
+        py::arg("grad"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("a"), py::arg("b"),
+        py::arg("rank"), py::arg("keep"), py::arg("for_a"), py::arg("for_b"), py::arg("threads"), py::arg("isa"),
+        nogil());
 
 #ifdef VLPRUNE_WHY_NO_CUDA
     m.attr("why_no_cuda") = VLPRUNE_WHY_NO_CUDA;

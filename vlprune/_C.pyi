@@ -72,6 +72,20 @@ def masked_update(
     threads: int,
     isa: int,
 ) -> None: ...
+def masked_update_backward(
+    grad: int,
+    dtype: int,
+    rows: int,
+    cols: int,
+    a: int,
+    b: int,
+    rank: int,
+    keep: int,
+    for_a: int,
+    for_b: int,
+    threads: int,
+    isa: int,
+) -> None: ...
 
 why_no_cuda: str  # why vlprune/_C_cuda was not built beside this module; empty where it was
 

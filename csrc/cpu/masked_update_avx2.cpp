@@ -1,4 +1,4 @@
-#include "masked_update_rows.h"
+#include "masked_update_gradient.h"
 #include "vec_avx2.h"
 
 namespace vlprune {

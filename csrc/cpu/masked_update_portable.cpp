@@ -1,4 +1,4 @@
-#include "masked_update_rows.h"
+#include "masked_update_gradient.h"
 #include "vec_portable.h"
 
 namespace vlprune {

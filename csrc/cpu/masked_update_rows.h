@@ -19,8 +19,6 @@ struct UpdatedRows {
     using reg = typename Lanes::reg;
     static constexpr int W = Lanes::width;
     static constexpr int64_t panel = 2 * W, block = 4;
-    // Of A, in the second-level cache: a wider A is gone through by strips of columns.
-    static constexpr int64_t resident = 32768;
 
     template <int rows>
     static void tile(const float* a, const float* b, int64_t rank, const Element* weight, const uint8_t* keep,
@@ -78,8 +76,7 @@ struct UpdatedRows {
     }
 
     static void run(const MaskedUpdate& p, int64_t first, int64_t last) {
-        const int64_t fitting = p.rank > 0 ? resident / p.rank / panel * panel : p.cols;
-        const int64_t width = fitting > panel ? fitting : panel;
+        const int64_t width = masked_update_strip(p.rank, p.cols, panel);
         for (int64_t from = 0; from < p.cols; from += width) {
             const int64_t to = from + width < p.cols ? from + width : p.cols;
             int64_t row = first;
@@ -88,10 +85,6 @@ struct UpdatedRows {
         }
     }
 };
-
-template <class Lanes>
-constexpr MaskedUpdateVariant masked_update_by = {2 * Lanes::width, UpdatedRows<Lanes, float>::run,
-                                                  UpdatedRows<Lanes, uint16_t>::run};
 
 }  // namespace
 }  // namespace vlprune

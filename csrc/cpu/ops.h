@@ -58,4 +58,9 @@ void head_attention(const float* qkv, int64_t batch_stride, int64_t token_stride
 void masked_update(const void* weight, DType dtype, int64_t rows, int64_t cols, const float* a, const float* b,
                    int64_t rank, const bool* keep, void* out, int threads, Isa isa);
 
+// Its gradients for that of the result, [rows, cols] of `dtype`: for_a = B^T (grad * M) [rank, cols] and
+// for_b = (grad * M) A^T [rows, rank]. The last bits of for_a depend on the number of threads.
+void masked_update_backward(const void* grad, DType dtype, int64_t rows, int64_t cols, const float* a, const float* b,
+                            int64_t rank, const bool* keep, float* for_a, float* for_b, int threads, Isa isa);
+
 }  // namespace vlprune

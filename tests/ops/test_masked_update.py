@@ -96,6 +96,73 @@ def test_without_ranks_the_weight_keeps_its_bits(variant):
     assert torch.equal(found[keep].view(torch.int32), weight[keep].view(torch.int32))
 
 
+def gradients_by(variant, grad, a, b, keep, threads=1):
+    """The native gradients; unwritten entries are NaN, and writing behind them raises."""
+    native, isa = variant
+    rank = a.shape[0]
+    buffers = [torch.full((count + GUARD,), torch.nan) for count in (a.numel(), b.numel())]
+    native.masked_update_backward(
+        grad.data_ptr(), CODES[grad.dtype], *grad.shape, a.data_ptr(), b.data_ptr(), rank,
+        0 if keep is None else keep.data_ptr(), *(each.data_ptr() for each in buffers), threads, isa,
+    )  # fmt: skip
+    assert all(each[-GUARD:].isnan().all() for each in buffers), "wrote after its output"
+    return buffers[0][:-GUARD].view(a.shape), buffers[1][:-GUARD].view(b.shape)
+
+
+def check_gradients(found, grad, a, b, scale, keep):
+    """Hold gradients against float64."""
+    masked = grad.double() if keep is None else torch.where(keep, grad.double(), 0.0)
+    exact = scale * b.double().T @ masked, scale * masked @ a.double().T
+    sizes = b.double().abs().T @ masked.abs(), masked.abs() @ a.double().abs().T
+    for own, other, size in zip(found, exact, sizes, strict=True):
+        # float32 sums of some hundred products in runs of a hundred at most
+        assert ((own.double() - other).abs() <= 100 * 2.0**-24 * abs(scale) * size).all()
+
+
+@pytest.mark.parametrize("dtype", CODES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_gradients_of_every_variant(variant, shape, rank, dtype):
+    grad, a, b, keep = case(*shape, rank, dtype)
+    for mask in (keep, None):
+        check_gradients(gradients_by(variant, grad, a, b, mask), grad, a, b, 1.0, mask)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 40])
+def test_gradients_of_strips_and_threads(variant, threads):
+    # 400 ranks of 257 columns: four strips
+    for sizes in ((9, 257, 400), (301, 333, 8), (0, 7, 3), (7, 0, 3)):
+        grad, a, b, keep = case(*sizes)
+        check_gradients(gradients_by(variant, grad, a, b, keep, threads), grad, a, b, 1.0, keep)
+
+
+def test_the_gradient_of_what_is_not_kept_goes_nowhere(variant):
+    grad, a, b, keep = case(21, 70, 4)
+    grad[~keep] = torch.nan
+    check_gradients(gradients_by(variant, grad, a, b, keep), grad.nan_to_num(), a, b, 1.0, keep)
+
+
+@every_float
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+def test_gradients_have_the_dtypes_of_the_factors(dtype, masked):
+    grad, a, b, keep = case(33, 77, 8, dtype)
+    keep = keep if masked else None
+    found = torch.ops.vlprune._masked_update_backward(grad.t().contiguous().t(), a, b, -0.5, keep)
+    assert [each.dtype for each in found] == [torch.float32] * 2
+    if dtype is not torch.float16:
+        check_gradients(found, grad, a, b, -0.5, keep)
+    expected = reference.masked_update_backward(grad.double(), a, b, -0.5, keep)
+    for own, other in zip(found, expected, strict=True):
+        # float16 products are rounded by themselves, over sums of up to 77 of size one
+        torch.testing.assert_close(own, other, rtol=2e-3, atol=2e-2)
+
+
+def test_gradients_are_traced():
+    grad, a, b, keep = case(12, 24, 3)
+    for mask in (keep, None):
+        torch.library.opcheck(torch.ops.vlprune._masked_update_backward.default, (grad, a, b, 0.5, mask))
+
+
 UNUSUAL = [torch.nan, -torch.nan, torch.inf, -torch.inf, -0.0, 1e-42]
 
 

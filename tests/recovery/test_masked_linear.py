@@ -12,7 +12,7 @@ M = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1]]).bool()
 
 
 def case(out=300, inputs=7, rank=3, dtype=torch.float64, lead=(2, 5)):
-    """Random x, W, A, B, M, bias; 300 rows are masked in two pieces."""
+    """Random x, W, A, B, M, bias."""
     keep = torch.rand(out, inputs) < 0.5
     shapes = (*lead, inputs), (out, inputs), (rank, inputs), (out, rank), (out,)
     x, w, a, b, bias = (torch.randn(shape, dtype=dtype) for shape in shapes)
@@ -63,6 +63,22 @@ def test_gradients_against_finite_differences():
     assert torch.autograd.gradcheck(
         lambda *t: masked_linear(t[0], w, t[1], t[2], 1.5, keep, t[3]), (x, a, b, bias)
     )
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_compiled_whole(autocast):
+    x, w, a, b, keep, bias = case(out=33, inputs=20, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (x, a, b, bias)]
+
+    def loss(x, a, b, bias):
+        return masked_linear(x, w, a, b, 0.7, keep, bias).float().square().sum()
+
+    torch._dynamo.reset()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, expected = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves), loss(*leaves)
+    torch.testing.assert_close(found, expected)
+    for own, other in zip(*(torch.autograd.grad(each, leaves) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(own, other)
 
 
 def test_first_step_gradients():

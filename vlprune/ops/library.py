@@ -31,6 +31,7 @@ _SCHEMAS = (
     'str? activation=None, str backend="auto", Tensor? residual=None) -> Tensor',
     "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
     "masked_update(Tensor weight, Tensor a, Tensor b, float scale=1.0, Tensor? keep=None) -> Tensor",
+    "_masked_update_backward(Tensor grad, Tensor a, Tensor b, float scale, Tensor? keep) -> (Tensor, Tensor)",
     "_head_attention(Tensor qkv, int num_heads, bool causal, float scale, bool training) "
     "-> (Tensor out, Tensor lse)",
     "_head_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, "
@@ -123,6 +124,12 @@ def _fake_masked_update(
     return weight.new_empty(weight.shape)
 
 
+def _fake_masked_update_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return a.new_empty(a.shape), b.new_empty(b.shape)
+
+
 def _fake_head_attention(
     qkv: Tensor, num_heads: int, causal: bool, scale: float, training: bool
 ) -> tuple[Tensor, Tensor]:
@@ -185,6 +192,12 @@ _register(
     _fake_masked_update,
     native.masked_update,
     triton_ops.masked_update,
+)
+_register(
+    "_masked_update_backward",
+    reference.masked_update_backward,
+    _fake_masked_update_backward,
+    native.masked_update_backward,
 )
 # Made of traceable operators only, so that its gradient and its fake are theirs: PyTorch's own, or of the
 # two below, of which the CPU has the first alone, where no gradient is wanted.

@@ -24,6 +24,7 @@ __all__ = [
     "head_attention_forward",
     "linear24",
     "masked_update",
+    "masked_update_backward",
     "pack24",
     "unpack24",
     "wanda_mask",
@@ -185,6 +186,23 @@ def masked_update(
         _pointer(keep), out.data_ptr(), thread_count(), best_isa(),
     )  # fmt: skip
     return out
+
+
+def masked_update_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See `reference.masked_update_backward`."""
+    if not runs_natively("masked_update", grad.dtype):
+        return reference.masked_update_backward(grad, a, b, scale, keep)
+    rows, cols = grad.shape
+    grad, left, right = grad.contiguous(), (b.float() * scale).contiguous(), (a.float() * scale).contiguous()
+    keep = None if keep is None else keep.contiguous()
+    for_a, for_b = torch.empty(a.shape), torch.empty(b.shape)
+    extension().masked_update_backward(
+        grad.data_ptr(), DTYPE_CODE[grad.dtype], rows, cols, right.data_ptr(), left.data_ptr(), a.shape[0],
+        _pointer(keep), for_a.data_ptr(), for_b.data_ptr(), thread_count(), best_isa(),
+    )  # fmt: skip
+    return for_a.to(a.dtype), for_b.to(b.dtype)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

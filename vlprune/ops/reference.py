@@ -23,6 +23,7 @@ __all__ = [
     "head_attention",
     "linear24",
     "masked_update",
+    "masked_update_backward",
     "not_finite_message",
     "pack24",
     "prune_counts",
@@ -187,6 +188,17 @@ def masked_update(
     if keep is not None:
         summed.masked_fill_(keep.logical_not(), 0)
     return summed.to(weight.dtype)
+
+
+def masked_update_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Its gradients in a and b, of their dtypes, for that of the result."""
+    masked = grad if keep is None else torch.where(keep, grad, 0)
+    with as_typed(grad.device):
+        for_a = (b.to(grad.dtype) * scale).T @ masked
+        for_b = masked @ (a.to(grad.dtype) * scale).T
+    return for_a.to(a.dtype), for_b.to(b.dtype)
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ depends on the images, so its share falls as the batch grows. The formula left t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,7 @@ from .. import ops
 
 __all__ = ["effective_weight", "masked_linear"]
 
-# Rows masked at once on the CPU, where multiplying floats by bools first makes floats of the bools: 4096 x
-# 1024 took 7.7 ms with the product in rows of 256 as with all of them, 22 ms with masked_fill_ (Zen 3, one
-# thread), and the floats are 1 MB instead of 16.
-_ROWS = 256
+_backward: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune._masked_update_backward.default
 
 
 def effective_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor | None) -> Tensor:
@@ -103,19 +101,7 @@ class _MaskedLinear(torch.autograd.Function):
             grad_x = grad @ effective_weight(weight, a, b, scale, keep).to(grad.dtype)
         if for_a or for_b:
             rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-            masked = _mask_(rows.T @ columns, keep)
-            grad_a = ((b.to(grad.dtype) * scale).T @ masked).to(a.dtype) if for_a else None
-            grad_b = (masked @ (a.to(grad.dtype) * scale).T).to(b.dtype) if for_b else None
+            grad_a, grad_b = _backward(rows.T @ columns, a, b, scale, keep)
         if for_bias:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return grad_x, None, grad_a, grad_b, None, None, grad_bias
-
-
-def _mask_(weight: Tensor, keep: Tensor | None) -> Tensor:
-    if keep is None:
-        return weight
-    if weight.device.type != "cpu":
-        return weight.mul_(keep)
-    for rows, own in zip(torch.split(weight, _ROWS), torch.split(keep, _ROWS), strict=True):
-        rows.mul_(own)
-    return weight
