@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn, uint8
 
-__all__ = ["fingerprint"]
+__all__ = ["digests", "fingerprint"]
 
 
 class _Digest(Protocol):
@@ -33,11 +33,24 @@ def fingerprint(model: nn.Module, data: Iterable[Any], settings: Any) -> str:
         digest.update(f"{name} {_about(module)}\n".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes())
+            _add_tensor(digest, name, tensor)
     for part in data:
         _add_data(digest, part)
     return digest.hexdigest()
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """A short digest of each tensor, by its name."""
+    found = {}
+    for name, tensor in tensors.items():
+        _add_tensor(digest := hashlib.sha256(), name, tensor)
+        found[name] = digest.hexdigest()[:16]
+    return found
+
+
+def _add_tensor(digest: _Digest, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes())
 
 
 def _add_data(digest: _Digest, data: Any) -> None:

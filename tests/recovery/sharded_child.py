@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from small_clip import SmallClip
+from torch.distributed.tensor import DTensor
 
 import vlprune
 from vlprune.recovery import (
@@ -27,12 +29,22 @@ from vlprune.recovery.objective import Distillation
 WIDTH = 20  # rows of which three ranks have 7, 7 and 6
 
 
+def mask_bytes():
+    """Return how much memory of this process is in bool tensors."""
+    gc.collect()  # of what other trainings left
+    found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and not isinstance(t, DTensor)]
+    stores = [t.untyped_storage() for t in found if t.dtype == torch.bool]
+    return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
+
+
 class Watching(Distillation):
-    """Notes how many numbers of the student's blocks a rank holds while none runs."""
+    """Notes how many numbers and masks of the student's blocks a rank holds while none runs."""
 
     def forward(self, batch):
-        parameters = [*self.student.visual.blocks.parameters(), *self.student.text.blocks.parameters()]
+        towers = (self.student.visual, self.student.text)
+        parameters = [p for tower in towers for p in tower.blocks.parameters() if p.dtype != torch.bool]
         self.held = sum(p.to_local().numel() for p in parameters)
+        self.masks = mask_bytes()
         return super().forward(batch)
 
 
@@ -111,16 +123,20 @@ def refused(out, rank):
     return said
 
 
-def held():
-    """Return how many numbers of the blocks a rank has, and whether dense weights became zero where held."""
+def held(adapted):
+    """Return how many numbers of the blocks a rank has, their masks, and whether the zeros are the masks'."""
     dense, student, batches = models()
-    keep = {name: student.get_parameter(name) != 0 for name in vlprune.masks(student)}
     config = DistillConfig(steps=2, shard=True, hidden=0, learning_rate=1e-2)
     own = copy.deepcopy(dense)
+    if adapted:
+        add_sparse_lora_(own, SparseLoRAConfig(rank=3), vlprune.masks(student))
     objective = Watching(own, dense, config)
-    loop.fit("distill", objective, Source(batches, config, True), config, held=keep)
-    zeros = all(bool((own.get_parameter(name)[~mask] == 0).all()) for name, mask in keep.items())
-    return objective.held, zeros
+    keeps = None if adapted else lambda: vlprune.masks(student)
+    loop.fit("distill", objective, Source(batches, config, True), config, held=keeps)
+    if adapted:
+        merge_sparse_lora_(own)
+    zeros = all(torch.equal(own.get_parameter(n) != 0, keep) for n, keep in vlprune.masks(student).items())
+    return objective.held, objective.masks, zeros
 
 
 whole_save, loop.save_state = loop.save_state, keep_half_way
@@ -131,5 +147,5 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", f"file://{sys.argv[3]}", rank=rank, world_size=ranks)
     fresh, continued = run(out / "together", rank), run(out / "alone", rank, "-half")
     torch.save([fresh, continued], out / f"{rank}.pt")
-    (out / f"{rank}.json").write_text(json.dumps([refused(out, rank), held()]))
+    (out / f"{rank}.json").write_text(json.dumps([refused(out, rank), held(False), held(True)]))
     dist.destroy_process_group()

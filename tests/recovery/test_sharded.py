@@ -11,6 +11,7 @@ import torch
 from sharded_child import WIDTH, models, run
 from torch import nn
 
+import vlprune
 from vlprune.recovery.sharding import clip_norm_
 
 HERE = Path(__file__).parent
@@ -49,13 +50,19 @@ def test_sharded_ranks_train_as_one_process_does(tmp_path):
             assert all(torch.equal(value, every[0][0][kind][1][key]) for key, value in weights.items())
 
     notes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    told = [other.startswith("RuntimeError: rank 0 of 3 failed") for (_, _, other, *_), _ in notes]
+    told = [other.startswith("RuntimeError: rank 0 of 3 failed") for (_, _, other, *_), *_ in notes]
     assert told == [False, True, True]
     blocks = [*models()[0].visual.blocks, *models()[0].text.blocks]
     whole = sum(p.numel() for block in blocks for p in block.parameters())
-    assert sum(held for _, (held, _) in notes) == whole
-    assert max(held for _, (held, _) in notes) <= whole * 7 / WIDTH + 1
-    for (loss, same, other, strided, still, shared), (_, zeros) in notes:
+    assert sum(held for _, (held, *_), _ in notes) == whole
+    assert max(held for _, (held, *_), _ in notes) <= whole * 7 / WIDTH + 1
+    masked = sum(keep.numel() for keep in vlprune.masks(models()[1]).values())
+    for _, *ways in notes:
+        for _, held, zeros in ways:
+            # a byte each
+            assert 0 < held <= masked * 7 / WIDTH + 1
+            assert zeros
+    for (loss, same, other, strided, still, shared), *_ in notes:
         assert "distill: the loss is nan at step 0" in loss
         assert "ValueError: " in other
         assert "it is the checkpoint of another run" in other
@@ -63,7 +70,6 @@ def test_sharded_ranks_train_as_one_process_does(tmp_path):
         assert same
         assert still
         assert "shard: visual.blocks.1.attn.proj.weight is shared with visual.blocks.0" in shared
-        assert zeros
 
 
 @pytest.mark.parametrize("limit", [0.5, 100.0, float("inf")])

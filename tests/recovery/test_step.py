@@ -19,17 +19,20 @@ from vlprune.recovery.objective import Distillation
 from vlprune.recovery.step import learning_rate
 
 
-def test_held_weights_are_zero_and_their_gradients_count_for_nothing(clip, batches, tmp_path):
+@pytest.mark.parametrize("ema", [None, 0.9], ids=["weights", "mean of weights"])
+def test_held_weights_are_zero_and_their_gradients_count_for_nothing(clip, batches, tmp_path, ema):
     name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
     student = copy.deepcopy(clip)
     keep = torch.rand(256, 64) < 0.5
-    config = DistillConfig(steps=1, sim=0, feat=0, hidden=0)
+    config = DistillConfig(steps=1, sim=0, feat=0, hidden=0, ema=ema)
     objective, source = Distillation(student, clip, config), Source(batches, config, True)
+    student.get_parameter(name).data *= keep
     (objective(source.batch(0))["itc"]).backward()
     grads = {own: p.grad.clone() for own, p in student.named_parameters()}
     grads[name] *= keep
-    # dense weights under a mask, which the first step has to lay over them
-    fit("distill", objective, source, config, held={name: keep}, out=tmp_path)
+    # dense weights under a mask, which has to be laid over them before the first step
+    student.load_state_dict(clip.state_dict())
+    fit("distill", objective, source, config, held=lambda: {name: keep}, out=tmp_path)
     assert torch.equal(student.get_parameter(name) != 0, keep)
     expected = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..masks import masks
 from .batches import Source
@@ -54,6 +55,6 @@ def distill_(
     source = Source(data, config, config.needs_texts)
     if config.itc or config.sim:
         source.check_pairs(student)
-    held: dict[str, Tensor] = masks(student) if config.hold_zeros else {}
+    held = partial(masks, student) if config.hold_zeros else None
     folder = None if out is None else Path(out)
     return fit("distill", objective, source, config, held=held, out=folder, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,17 @@ from ..distributed import (
     world_size,
 )
 from ..files import write_text
+from ..fingerprint import digests
 from ..models.running import model_device
+from .adapters import attached
 from .batches import Source
 from .config import TrainConfig
 from .objective import Objective
 from .outputs import checkpointed
 from .report import TrainReport
 from .sharding import Sharded, local, part_of
-from .state import Progress, changing, read_state, save_state
-from .step import Refused, Step
+from .state import Progress, changing, frozen, read_state, save_state
+from .step import RECORDED, Refused, Step, hold_
 
 __all__ = ["fit"]
 
@@ -52,7 +54,7 @@ def fit(
     source: Source,
     config: TrainConfig,
     *,
-    held: Mapping[str, Tensor] | None = None,
+    held: Callable[[], Mapping[str, Tensor]] | None = None,
     out: Path | None = None,
     progress: bool | None = None,
 ) -> TrainReport:
@@ -69,8 +71,8 @@ def fit(
         objective: the student and its loss.
         source: the batches.
         config: how to train.
-        held: parameter name -> keep mask: where it is False these weights are zero after every step, and
-            their gradients count for nothing.
+        held: gives parameter name -> keep mask: where it is False these weights are zero, from the first step
+            on, and their gradients count for nothing. A function, so that no caller keeps whole masks.
         out: folder for checkpoints and ``log.jsonl`` (a line a step), and to resume from.
         progress: None shows a bar on a terminal, False never, True always.
 
@@ -89,14 +91,17 @@ def fit(
             f"{kind}: {half[0]} is {trained[half[0]].dtype}, in which small steps are rounded away; train a "
             'student.float(), with amp="bf16" for speed, or adapters (add_sparse_lora_)'
         )
-    zeros = {name: ~keep.to(device) for name, keep in (held or {}).items() if name in trained}
-    identity = _identity(kind, source, config, student, zeros)
+    keeps = held() if held else {}
+    zeros = {name: ~keep.to(device) for name, keep in keeps.items() if name in trained}
+    del keeps
+    identity = {} if out is None else _identity(kind, source, config, student, zeros)
     saved = _saved(out, identity)
     resumed = 0 if saved is None else len(saved["history"])
     size = sum(p.numel() for p in trained.values())
     with losing_none(kind), _ready(objective, config) as (module, model, averaged):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         zeros = {name: part_of(zero, trained[name]) for name, zero in zeros.items()}
+        hold_(trained, zeros)
         state = Progress(
             model,
             _adamw(trained, config),
@@ -106,11 +111,13 @@ def fit(
         )
         if saved is not None:
             state.load(saved)
+            saved = None  # as large as the state itself
+            hold_(trained, zeros)
         step = Step(kind, module, state, config, trained, zeros, source.steps, averaged)
         _run(step, source, out, progress)
     history = state.history
-    terms = {name: tuple(row[name] for row in history) for name in history[0]}
-    losses = tuple(sum(row.values()) for row in history)
+    terms = {name: tuple(row[name] for row in history) for name in history[0] if name not in RECORDED}
+    losses = tuple(row["loss"] for row in history)
     return TrainReport(kind, len(history), size, losses, terms, time.perf_counter() - start, resumed)
 
 
@@ -128,7 +135,8 @@ def _run(step: Step, source: Source, out: Path | None, progress: bool | None) ->
         log = None
         if out is not None and is_first():
             out.mkdir(parents=True, exist_ok=True)
-            _cut_log(out / LOG_FILE, resumed)
+            # without the steps that will be taken again, and whatever became of the file
+            write_text(out / LOG_FILE, "".join(map(_line, state.history)))
             log = stack.enter_context((out / LOG_FILE).open("a", encoding="utf-8"))
         hidden = hides_progress(progress)
         bar = stack.enter_context(
@@ -138,7 +146,7 @@ def _run(step: Step, source: Source, out: Path | None, progress: bool | None) ->
             torch.manual_seed(config.seed * 1_000_003 + number + 1_000_000_007 * rank())
             record = step(number, batch.to(device))
             if log is not None:
-                log.write(json.dumps(record) + "\n")
+                log.write(_line(record))
                 log.flush()
             bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
             bar.update()
@@ -211,22 +219,21 @@ def _identity(
     zeros: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     settings = {name: value for name, value in config.to_dict().items() if name not in _FREE}
+    adapters = attached(student)
     return {
         "kind": kind,
         "config": settings,
         "steps": source.steps,
         "data": source.length,
         "shapes": {name: list(tensor.shape) for name, tensor in changing(student).items()},
-        "zeros": {name: int(zero.sum()) for name, zero in zeros.items()},
+        "adapters": None if adapters is None else adapters.config.to_dict(),
+        "zeros": digests(zeros),
+        "frozen": digests(frozen(student)),
     }
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Take the lines of steps that will be taken again out of the log."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()[:step]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:

@@ -93,17 +93,19 @@ class Sharded:
         from torch.distributed.fsdp import fully_shard
 
         self._objective, self._student = objective, objective.student
-        self._own = dict(self._student.named_parameters())
+        adapted = [(n, m) for n, m in self._student.named_modules() if isinstance(m, SparseLoRALinear)]
+        self._own: dict[str, Tensor] = dict(self._student.named_parameters())
         send_from_first([*self._own.values(), *self._student.buffers()])
         blocks = _blocks(self._student)
         _refuse_shared(self._student, blocks)
         shared = {id(t): t for t in [*self._own.values(), *self._student.buffers()]}
         self.student: nn.Module = copy.deepcopy(self._student, shared)
-        for module in self.student.modules():
-            if isinstance(module, SparseLoRALinear):
-                keep = module.keep
-                del module.keep
-                module.register_parameter("keep", nn.Parameter(keep, requires_grad=False))
+        for name, layer in adapted:
+            # FSDP2 spreads parameters alone
+            module = self.student.get_submodule(name)
+            del module.keep
+            module.register_parameter("keep", nn.Parameter(layer.keep, requires_grad=False))
+            self._own[f"{name}.keep"] = layer.keep
         named = dict(self.student.named_parameters())
         self.whole = {name: p for name, p in named.items() if p.dim() == 0}
         objective.student = self.student
@@ -132,7 +134,7 @@ class Sharded:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the student all its weights, on every rank; each must call this."""
+        """Give the student all its weights and masks, on every rank; each must call this."""
         sharded: Mapping[str, Tensor] = dict(self.student.named_parameters())
         for name, parameter in self._own.items():
             parameter.data = gathered(sharded[name].detach())

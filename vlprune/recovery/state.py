@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from ..distributed import is_first
 from .sharding import gathered, local, part_of
 
-__all__ = ["Progress", "changing", "read_state", "save_state"]
+__all__ = ["Progress", "changing", "frozen", "read_state", "save_state"]
 
 FILE = "checkpoint.pt"
 
@@ -30,7 +30,7 @@ class Progress:
         scaler: of the loss under fp16.
         identity: what a checkpoint must agree on to be continued.
         ema: running mean of the trainable parameters by name, empty without.
-        history: the loss terms of every step so far.
+        history: the line of the log of every step so far.
 
     """
 
@@ -39,7 +39,7 @@ class Progress:
     scaler: torch.amp.GradScaler
     identity: dict[str, Any]
     ema: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -92,10 +92,17 @@ def changing(model: nn.Module) -> dict[str, Tensor]:
     return found | {name: b for name, b in model.named_buffers() if b.dtype != torch.bool}
 
 
+def frozen(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not trained, and masks."""
+    found = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return found | {name: b for name, b in model.named_buffers() if b.dtype == torch.bool}
+
+
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `Progress.whole`; a kill at any moment leaves the old checkpoint or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.{os.getpid()}"
+    # of one name, so that what a kill leaves is overwritten
+    partial = folder / f".{FILE}.partial"
     try:
         with partial.open("wb") as file:
             torch.save(dict(state), file)
@@ -121,9 +128,10 @@ def read_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         found = torch.load(path, map_location="cpu", weights_only=True)
         parts = ("identity", "model", "optimizer", "scaler", "ema", "history")
         state = {name: found[name] for name in parts}
+        differing = _first_difference(state["identity"], identity)
     except Exception as error:
         raise ValueError(f"{path}: no checkpoint can be read from it ({type(error).__name__})") from error
-    if differing := _first_difference(state["identity"], identity):
+    if differing:
         raise ValueError(f"{path}: it is the checkpoint of another run: {differing}; give another folder")
     return state
 

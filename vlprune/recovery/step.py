@@ -15,7 +15,10 @@ from .gathered import mean_over_ranks
 from .sharding import clip_norm_, local
 from .state import Progress
 
-__all__ = ["Refused", "Step", "learning_rate"]
+__all__ = ["RECORDED", "Refused", "Step", "hold_", "learning_rate"]
+
+# what a line of the log has beside the terms of the loss
+RECORDED = ("step", "loss", "lr", "grad_norm")
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound, beyond which SigLIP models are
@@ -33,6 +36,13 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     done = (step - warmup) / max(1, steps - warmup)
     low = config.final_learning_rate
     return config.learning_rate * (low + (1 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def hold_(tensors: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> None:
+    """Set tensors to zero, in place, where their zeros by name are True; sharded as they are."""
+    for name, zero in zeros.items():
+        local(tensors[name]).masked_fill_(local(zero), 0.0)
 
 
 class Step:
@@ -91,9 +101,8 @@ class Step:
             if parameter.grad is not None:
                 parameter.grad.copy_(mean_over_ranks(parameter.grad))
         state.scaler.unscale_(state.optimizer)
-        for name, zero in self.zeros.items():
-            if (grad := self.trained[name].grad) is not None:
-                local(grad).masked_fill_(local(zero), 0.0)
+        grads = {name: grad for name in self.zeros if (grad := self.trained[name].grad) is not None}
+        hold_(grads, {name: self.zeros[name] for name in grads})
         limit = math.inf if config.clip_norm is None else config.clip_norm
         norm = clip_norm_(self.trained.values(), limit)
         if not math.isfinite(norm) and not state.scaler.is_enabled():
@@ -101,14 +110,14 @@ class Step:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         self._after_step()
-        state.history.append(values)
         shown = norm if math.isfinite(norm) else None  # JSON has no infinity
-        return {"step": number, "loss": loss, **values, "lr": rate, "grad_norm": shown}
+        record = {"step": number, "loss": loss, **values, "lr": rate, "grad_norm": shown}
+        state.history.append(record)
+        return record
 
     @torch.no_grad()
     def _after_step(self) -> None:
-        for name, zero in self.zeros.items():
-            local(self.trained[name]).masked_fill_(local(zero), 0.0)
+        hold_(self.trained, self.zeros)
         if self._bounded is not None:
             self._bounded.clamp_(0.0, _MAX_LOGIT_SCALE)
         for name, parameter in self.trained.items():
