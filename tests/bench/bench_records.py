@@ -5,6 +5,13 @@ def timing(median):
     return {"median": median, "p20": 0.98 * median, "p80": 1.03 * median, "samples": 9}
 
 
+def paired(median, spread=0.02):
+    low, high = median * (1 - spread), median * (1 + spread)
+    return {
+        "median": median, "p20": low, "p80": high, "samples": 9, "low": low, "high": high, "deviation": spread
+    }  # fmt: skip
+
+
 def linear24_row(tokens, inputs, outputs, dense, sparse, dtype="fp32", spread=0.02):
     ratio = dense / sparse
     around = 4 * tokens * (inputs + outputs)
@@ -18,8 +25,9 @@ def linear24_row(tokens, inputs, outputs, dense, sparse, dtype="fp32", spread=0.
         "operations": 2.0 * tokens * inputs * outputs,
         "moved": {"vlprune": around + 2 * inputs * outputs, "F.linear": around + 4 * inputs * outputs},
         "times": {"vlprune": timing(sparse), "F.linear": timing(dense)},
+        "ratios": {"F.linear": paired(ratio, spread)},
+        "peer": "F.linear",
         "speedup": ratio,
-        "ratio": {"median": ratio, "p20": ratio * (1 - spread), "p80": ratio * (1 + spread), "samples": 9},
     }
 
 
@@ -40,8 +48,9 @@ def tower_row():
         "operations": 8.8e9,
         "moved": {},
         "times": {"vlprune": timing(0.05), "dense": timing(0.08)},
+        "ratios": {"dense": paired(1.6)},
+        "peer": "dense",
         "speedup": 1.6,
-        "ratio": timing(1.6),
         "sparsify": {"layers": layers},
     }
 
@@ -66,7 +75,7 @@ def bench_record():
     )
     return {
         "format": "vlprune-bench",
-        "version": 1,
+        "version": 2,
         "set": "quick",
         "device": "cpu",
         "seconds": 120.0,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from bench.bench_records import bench_record
+from bench.bench_records import bench_record, linear24_row
 
 from vlprune.bench import Selection, Tree, against, cases, checkout, this_tree, tree_of
 from vlprune.bench.against import CaseFailed, Worker
@@ -159,8 +159,10 @@ def test_against_itself_end_to_end():
 @pytest.fixture
 def files(tmp_path):
     old, new = bench_record(), bench_record()
+    for record in (old, new):
+        record["rows"] += [linear24_row(tokens, 1024, 4096, 2e-3, 1e-3) for tokens in (1, 4, 16, 50)]
     slower = new["rows"][2]
-    slower["ratio"] = {key: value / 1.5 for key, value in slower["ratio"].items()} | {"samples": 9}
+    slower["ratios"]["F.linear"]["median"] /= 1.5
     for name, record in (("old", old), ("new", new)):
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     return tmp_path
@@ -172,7 +174,7 @@ def test_compare_prints_what_changed(files, capsys):
     assert max(map(len, lines)) <= 80
     assert lines[2].split()[-1] == "slower"
     assert lines[2].startswith("linear24 fp32 400 x 512 -> 2048 ")
-    assert "8 cases: 1 slower, 0 faster" in " ".join(lines)
+    assert "12 cases: 1 slower, 0 faster" in " ".join(lines)
 
 
 def test_compare_as_json_and_as_a_file(files, capsys):

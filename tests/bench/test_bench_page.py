@@ -7,7 +7,6 @@ import pytest
 from bench.bench_records import bench_record, linear24_row
 
 from vlprune.bench import bench_table, crossovers
-from vlprune.bench.crossover import Cell, Crossover
 from vlprune.bench.text import of_ceiling, seconds_text
 from vlprune.report.bench_page import write_bench, write_plots
 
@@ -30,15 +29,6 @@ def test_crossover_leaves_out_activations_and_failures():
     record["rows"][3]["error"] = "why"
     (one,) = crossovers(record)
     assert set(one.cells) == {(16, (768, 3072)), (400, (768, 3072)), (400, (3072, 768))}
-
-
-@pytest.mark.parametrize(
-    ("speeds", "expected"),
-    [((0.5, 1.5, 1.6), 16), ((1.5, 0.5, 1.6), 400), ((1.5, 1.5, 0.9), None), ((2.0, 2.0, 2.0), 1)],
-)
-def test_tokens_from_which_on_it_pays(speeds, expected):
-    cells = {(t, (4, 4)): Cell(s, s, s) for t, s in zip((1, 16, 400), speeds, strict=True)}
-    assert Crossover("fp32", (1, 16, 400), ((4, 4),), cells).from_tokens((4, 4)) == expected
 
 
 def test_text_fits_a_terminal_and_says_what_is_slower():

@@ -1,6 +1,8 @@
 """The cases: each checked and run at a small size, what they count, and which of them a selection takes."""
 
 import json
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -33,12 +35,33 @@ SMALL = [
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name.replace(" ", "_"))
 def test_every_operator_is_checked_and_timed(case):
-    row = measure_case(case, CPU, Effort(5, 0.0, 1.0))
-    assert list(row["times"]) == [OURS, *case.peers]
-    assert all(timing["samples"] == 5 for timing in row["times"].values())
-    assert row["speedup"] == row["times"][case.peers[0]]["median"] / row["times"][OURS]["median"]
-    assert row["ratio"]["p20"] <= row["ratio"]["median"] <= row["ratio"]["p80"]
+    row = measure_case(case, CPU, Effort(6, 0.0, 1.0))
+    converted = ["dense fp32"] if case.op == "linear24" and case.dtype == "bf16" else []
+    assert list(row["times"]) == [OURS, *case.peers, *converted]
+    assert list(row["ratios"]) == [*case.peers, *converted]
+    assert all(timing["samples"] == 6 for timing in row["times"].values())
+    assert all(found["low"] <= found["median"] <= found["high"] for found in row["ratios"].values())
+    assert row["speedup"] == row["ratios"][row["peer"]]["median"]
     assert json.loads(json.dumps(row)) == row
+
+
+def test_speed_is_over_the_fastest_dense_form(monkeypatch):
+    """A product of bfloat16 on a CPU without one is no peer to be proud of."""
+    slept = {OURS: 2e-3, "F.linear": 8e-3, "dense fp32": 4e-3, "cuSPARSELt": 1e-3}
+    calls = {name: partial(time.sleep, seconds) for name, seconds in slept.items()}
+    monkeypatch.setattr(runner, "timed_calls", lambda *_: calls)
+    row = measure_case(SMALL[1], CPU, Effort(6, 0.0, 1.0))
+    assert row["peer"] == "dense fp32"
+    # sleeping takes as long as it should, and a little longer
+    assert row["speedup"] == pytest.approx(2, rel=0.2)
+    assert row["ratios"]["F.linear"]["median"] > 3
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_the_converted_product_is_the_dense_one(activation):
+    calls = linear24_case(5, 64, 48, "bf16", activation).make(CPU).calls
+    # one rounds before the activation too, by 2^-9 of up to 8 there
+    torch.testing.assert_close(calls["dense fp32"](), calls["F.linear"](), rtol=1.6e-2, atol=2**-6)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +104,8 @@ def test_published_groups_are_the_operators(pattern):
     weight = published.untied_weight((32, 64), torch.bfloat16, norm, torch.Generator().manual_seed(1))
     mask = published.group_mask(weight, norm, kept, group)
     assert torch.equal(mask, ops.wanda_mask(weight, norm, pattern))
+    assert torch.equal(mask, published.topk_mask(weight, norm, kept, group))
+    assert torch.equal(mask, published.ranked_mask(weight, norm, kept, group))
     assert mask.view(32, -1, group).sum(-1).eq(kept).all()
 
 
@@ -140,6 +165,12 @@ def test_a_tower_small_enough_to_test(monkeypatch, clip):
         # every 2:4 layer's product at least: 2 * tokens * inputs * outputs
         least = sum(2 * one["tokens"] * one["in_features"] * one["out_features"] for one in layers)
         assert least < work.operations < 1.5 * least
+        # what is left out of the packed tower is left out of a dense one beside it, and nothing else
+        assert list(work.calls) == [OURS, "dense", *(["dense, fused"] if tower == "image" else [])]
+        if tower == "image":
+            torch.testing.assert_close(work.calls["dense, fused"](), work.calls["dense"]())
+            fused = towers._fused(towers._pair("small", "fp32", CPU, 2)[0])
+            assert type(fused.visual).__module__ == "vlprune.nn.blocks"
     towers._pair.cache_clear()
 
 

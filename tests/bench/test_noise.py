@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from vlprune.bench import against, changes_table, compare_records, differences
+from vlprune.bench import changes_table, compare_records, differences
 from vlprune.bench.against import CaseFailed, compare_sides, log_ratio
-from vlprune.bench.noise import Change, changes
+from vlprune.bench.noise import Change, changes, median_interval
 from vlprune.measure import Timing
 
 
@@ -191,11 +191,90 @@ def record(factor, *, seed, torch="2.15.0"):
             {
                 "name": f"case {place}",
                 "times": {"vlprune": {"median": mood}, "dense": {"median": mood * ratio}},
-                "ratio": {"median": ratio, "p20": ratio * 0.98, "p80": ratio * 1.02, "samples": 9},
+                "ratios": {"dense": {"median": ratio, "samples": 9, "deviation": 0.02}},
             }
         )
     rows.append({"name": "failed", "error": "why"})
-    return {"machine": {"cpu": "x", "torch": torch}, "rows": rows}
+    return {"device": "cpu", "set": "quick", "machine": {"cpu": "x", "torch": torch}, "rows": rows}
+
+
+def measured(draw, scatters, rounds, between=0.0):
+    """A file of cases that are twice as fast as their peers, whose rounds scatter so much, in a process."""
+    ratios = []
+    for scatter in scatters:
+        mean = math.log(2) + draw.gauss(0.0, between)
+        logs = [mean + draw.gauss(0.0, scatter) for _ in range(rounds)]
+        deviation = statistics.stdev(logs) if rounds > 1 else None
+        ratios.append(
+            {"median": math.exp(statistics.median(logs)), "samples": rounds, "deviation": deviation}
+        )
+    rows = [{"name": str(place), "ratios": {"dense": ratio}} for place, ratio in enumerate(ratios)]
+    return {"device": "cpu", "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("scatters", "rounds", "between"),
+    [
+        ([0.02] * 24 + [0.25] * 23, 9, 0.0),
+        ([0.02] * 47, 9, 0.03),
+        ([0.05] * 3, 9, 0.0),
+        ([0.01] * 4, 9, 0.03),
+        ([0.01] * 10, 9, 0.03),
+        ([0.03] * 60, 1, 0.0),
+        ([0.02] * 24 + [0.25] * 23, 5, 0.0),
+    ],
+    ids=["mixed", "processes", "three", "four-processes", "ten-processes", "one-round", "five-rounds"],
+)
+def test_files_of_one_version_are_flagged_about_once_in_a_hundred(scatters, rounds, between):
+    """Normal quantiles flagged 30 of 200 of the first, and 139 of the fourth."""
+    draw = random.Random(0)
+    flagged = 0
+    for _ in range(200):
+        pair = [measured(draw, scatters, rounds, between) for _ in range(2)]
+        flagged += any(c.verdict in ("slower", "faster") for c in compare_records(*pair))
+    # two expected of one in a hundred; more than eight has a chance below 1 in 4,000
+    assert flagged <= 8
+
+
+@pytest.mark.parametrize(("count", "rounds"), [(9, 9), (30, 8), (30, 1)])
+def test_too_few_cases_or_rounds_are_unclear(count, rounds):
+    draw = random.Random(1)
+    old, new = (measured(draw, [0.01] * count, rounds) for _ in range(2))
+    new["rows"][0]["ratios"]["dense"]["median"] /= 3
+    found = compare_records(old, new)
+    assert {change.verdict for change in found} == {"unclear"}
+    lines = changes_table(found, "old", "new").splitlines()
+    assert lines[2].split()[-2:] == ["unknown", "unclear"]
+
+
+def test_files_of_different_devices_are_refused():
+    with pytest.raises(ValueError, match="expected files of one device, got 'cpu' and 'cuda'"):
+        compare_records(record({}, seed=1), {**record({}, seed=2), "device": "cuda"})
+
+
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [(5, None), (6, (0, 5)), (9, (1, 7)), (20, (5, 14)), (100, (39, 60))],
+    ids=lambda value: str(value),
+)
+def test_interval_of_a_median(count, places):
+    """The places that tables of the sign test give at 95 % (Hollander and Wolfe 1999, table A.2)."""
+    values = [10.0 * value for value in range(count)]
+    random.Random(0).shuffle(values)
+    expected = None if places is None else tuple(10.0 * place for place in places)
+    assert median_interval(values) == expected
+
+
+@pytest.mark.parametrize("rounds", [5, 9, 20])
+def test_equal_calls_are_seldom_faster_or_slower(rounds):
+    """The 20th percentile above 1 called 39 of 100 so at five rounds, fewer the more there were."""
+    draw = random.Random(0)
+    called = 0
+    for _ in range(1000):
+        found = median_interval([math.exp(draw.gauss(0.0, 0.05)) for _ in range(rounds)])
+        called += found is not None and not found[0] <= 1.0 <= found[1]
+    # 50 expected at most; more than 75 has a chance below 1 in 2,000
+    assert called <= 75
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -212,11 +291,13 @@ def test_files_of_one_run_are_the_same():
 
 def test_files_without_a_common_case():
     with pytest.raises(ValueError, match="no case with a peer in common"):
-        compare_records(record({}, seed=1), {"machine": {}, "rows": []})
+        compare_records(record({}, seed=1), {"device": "cpu", "machine": {}, "rows": []})
 
 
 def test_differences_are_named():
-    assert differences(record({}, seed=1), record({}, seed=1, torch="2.16.0")) == ["torch: 2.15.0 -> 2.16.0"]
+    old, new = record({}, seed=1), record({}, seed=1, torch="2.16.0")
+    new["set"], old["machine"]["commit"], new["machine"]["commit"] = "full", "a", "b"
+    assert differences(old, new) == ["set: quick -> full", "torch: 2.15.0 -> 2.16.0", "commit: a -> b"]
 
 
 def test_table_fits_a_terminal_and_begins_with_what_changed():
@@ -235,4 +316,3 @@ def test_repeats_are_as_the_docstring_says():
     assert statistics.stdev(scattered) == pytest.approx(0.02)
     found = changes({str(i): scattered for i in range(4)})
     assert {change.verdict for change in found} == {"slower"}
-    assert against.__module__ == "vlprune.bench.against"

@@ -23,12 +23,13 @@ class Work:
     """A case made ready on a device.
 
     Args:
-        calls: `OURS` first, then its peers; the first of those is what a speed-up is against.
+        calls: `OURS` first, then its peers.
         check: compares the result of `OURS` with the right one and returns the largest relative error.
         operations: floating-point operations of the dense form; None where counting them means nothing.
         moved: bytes that each call has to read and write at least, as far as known.
         more: what else the row of a result should say.
         waits: names of calls that wait for the device, and so cannot be captured in a CUDA graph.
+        against: peers of which a speed-up is over the fastest; none given means the first peer.
 
     """
 
@@ -38,6 +39,7 @@ class Work:
     moved: Mapping[str, int] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     waits: frozenset[str] = frozenset()
+    against: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

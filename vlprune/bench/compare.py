@@ -12,14 +12,13 @@ from .noise import ALPHA, LEAST, Change, change_of
 
 __all__ = ["changes_table", "compare_records", "differences"]
 
-# Logarithms: what the same code differs by from one process to the next, where too few cases tell.
-_USUAL = 0.015
-_ENOUGH = 5
-# From the 20th to the 80th percentile of a normal distribution, in standard deviations; and by how much the
-# standard error of a median exceeds that of a mean.
-_SPREAD, _MEDIAN = 1.683, 1.253
+# Cases, and rounds of each, without which two files tell nothing of their noise.
+_CASES, _ROUNDS = 10, 9
+# By how much the standard error of a median exceeds that of a mean; and what share of the cases would tell as
+# much in a standard deviation as all of them do in a median absolute deviation.
+_MEDIAN, _SHARE = 1.253, 0.37
 
-_FACTS = ("cpu", "isa", "gpu", "threads", "torch")
+_FACTS = ("cpu", "isa", "gpu", "threads", "torch", "commit")
 
 
 def compare_records(old: Mapping[str, Any], new: Mapping[str, Any], least: float = LEAST) -> list[Change]:
@@ -28,31 +27,43 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any], least: float
     The two files were measured at different times, so absolute times tell more about the machine's mood than
     about the code; what ran in the same rounds shares that mood. Noise has two parts: that of the rounds,
     from their spread, and that of processes (where data lies in memory), from the scatter of the changes of
-    all cases around their median, most of which are taken not to have changed.
+    all cases around their median, most of which are taken not to have changed. Both are estimates, so the
+    interval is Student's, with the degrees of freedom of the poorer one. Fewer than ten cases, or nine rounds
+    of a case, tell neither: the ends are None.
 
     Raises:
-        ValueError: no case is in both.
+        ValueError: no case is in both, or they were measured on different devices.
 
     """
+    if old["device"] != new["device"]:
+        raise ValueError(
+            f"--compare: expected files of one device, got {old['device']!r} and {new['device']!r}"
+        )
+    from scipy import stats  # type: ignore[import-untyped]
+
     before, after = _ratios(old), _ratios(new)
     names = [name for name in before if name in after]
     if not names:
         raise ValueError("compare: the two files have no case with a peer in common")
-    normal = statistics.NormalDist()
     logs = {name: math.log(before[name]["median"] / after[name]["median"]) for name in names}
-    within = {name: math.hypot(_error(before[name]), _error(after[name])) for name in names}
-    between = _scatter(list(logs.values())) if len(names) >= _ENOUGH else 0.0
-    wide = normal.inv_cdf(1 - ALPHA / (2 * len(names)))
-    return [
-        change_of(name, logs[name], wide * math.hypot(within[name], max(between, _USUAL)), least)
-        for name in names
-    ]
+    between, of_cases = _scatter(list(logs.values())), _SHARE * (len(names) - 1)
+    found = []
+    for name in names:
+        rounds = min(before[name]["samples"], after[name]["samples"])
+        if len(names) < _CASES or rounds < _ROUNDS:
+            found.append(Change(name, math.exp(logs[name]), None, None, least))
+            continue
+        within = math.hypot(_error(before[name]), _error(after[name]))
+        wide = float(stats.t.ppf(1 - ALPHA / (2 * len(names)), min(rounds - 1, of_cases)))
+        found.append(change_of(name, logs[name], wide * math.hypot(within, between), least))
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What else is not the same about the two, a line each: machines and versions."""
-    a, b = old["machine"], new["machine"]
-    return [f"{fact}: {a.get(fact)} -> {b.get(fact)}" for fact in _FACTS if a.get(fact) != b.get(fact)]
+    """What else is not the same about the two, a line each: the set, machines, versions and commits."""
+    a, b = ({"set": record["set"], **record["machine"]} for record in (old, new))
+    facts = ("set", *_FACTS)
+    return [f"{fact}: {a.get(fact)} -> {b.get(fact)}" for fact in facts if a.get(fact) != b.get(fact)]
 
 
 def changes_table(found: Sequence[Change], old: str, new: str, notes: Sequence[str] = ()) -> str:
@@ -60,7 +71,9 @@ def changes_table(found: Sequence[Change], old: str, new: str, notes: Sequence[s
     order = {"slower": 0, "faster": 1, "unclear": 2, "same": 3}
     lines = [f"{'time of new over old':46}{'change':>9}{'interval':>16}  verdict", "-" * 80]
     for change in sorted(found, key=lambda c: (order[c.verdict], -abs(math.log(c.ratio)))):
-        interval = f"{_percent(change.low)}..{_percent(change.high)}"
+        interval = "unknown"
+        if change.low is not None and change.high is not None:
+            interval = f"{_percent(change.low)}..{_percent(change.high)}"
         lines.append(f"{change.name[:45]:46}{_percent(change.ratio):>7} %{interval:>16}  {change.verdict}")
     verdicts = [change.verdict for change in found]
     count = {verdict: verdicts.count(verdict) for verdict in order}
@@ -77,13 +90,13 @@ def changes_table(found: Sequence[Change], old: str, new: str, notes: Sequence[s
 
 
 def _ratios(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {row["name"]: row["ratio"] for row in record["rows"] if row.get("ratio")}
+    """By case, beside its first peer: which one is the fastest may differ between two files."""
+    return {row["name"]: next(iter(row["ratios"].values())) for row in record["rows"] if row.get("ratios")}
 
 
 def _error(ratio: Mapping[str, float]) -> float:
     """Standard error of the median of the rounds' ratios, as a logarithm."""
-    spread = math.log(ratio["p80"] / ratio["p20"]) / _SPREAD
-    return _MEDIAN * spread / math.sqrt(ratio["samples"])
+    return _MEDIAN * ratio["deviation"] / math.sqrt(ratio["samples"])
 
 
 def _scatter(logs: Sequence[float]) -> float:

@@ -11,18 +11,18 @@ __all__ = ["Cell", "Crossover", "crossovers"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Dense over 2:4 time of one product: median and 20/80 percentiles over the rounds."""
+    """Dense over 2:4 time of one product: median over the rounds, and its 95 % interval if there is one."""
 
     speedup: float
-    p20: float
-    p80: float
+    low: float | None
+    high: float | None
 
     @property
     def verdict(self) -> str:
-        """One of "faster", "slower", and "even", where the percentiles lie on both sides of 1."""
-        if self.p20 > 1.0:
+        """One of "faster", "slower", and "even", which the rounds do not tell from 1."""
+        if self.low is not None and self.low > 1.0:
             return "faster"
-        return "slower" if self.p80 < 1.0 else "even"
+        return "slower" if self.high is not None and self.high < 1.0 else "even"
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,6 @@ class Crossover:
     tokens: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     cells: Mapping[tuple[int, tuple[int, int]], Cell]
-
-    def from_tokens(self, shape: tuple[int, int]) -> int | None:
-        """Tokens from which on 2:4 is faster at every measured number of them; None if at no end."""
-        found = None
-        for count in reversed(self.tokens):
-            cell = self.cells.get((count, shape))
-            if cell is None:
-                continue
-            if cell.verdict != "faster":
-                break
-            found = count
-        return found
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,9 +46,9 @@ def crossovers(record: Mapping[str, Any]) -> list[Crossover]:
     by_dtype: dict[str, dict[tuple[int, tuple[int, int]], Cell]] = {}
     for row in record["rows"]:
         if row["op"] == "linear24" and "error" not in row and row["sizes"]["activation"] is None:
-            sizes, ratio = row["sizes"], row["ratio"]
+            sizes, ratio = row["sizes"], row["ratios"][row["peer"]]
             shape = (sizes["in"], sizes["out"])
-            cell = Cell(row["speedup"], ratio["p20"], ratio["p80"])
+            cell = Cell(ratio["median"], ratio["low"], ratio["high"])
             by_dtype.setdefault(row["dtype"], {})[sizes["tokens"], shape] = cell
     return [
         Crossover(

@@ -7,12 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ALPHA", "LEAST", "Change", "change_of", "changes"]
+__all__ = ["ALPHA", "FEWEST", "LEAST", "Change", "change_of", "changes", "median_interval"]
 
 # The chance that any of the cases of a comparison is flagged although none changed.
 ALPHA = 0.01
 # Smaller changes are not flagged: where code and data come to lie in memory alone makes one or two percent.
 LEAST = 0.03
+# Repeats without which `ALPHA` does not hold where cases scatter differently.
+FEWEST = 6
 # A difference of logarithms below what a clock resolves.
 _TINY = 1e-6
 
@@ -24,21 +26,23 @@ class Change:
     Args:
         name: of the case.
         ratio: the estimate; above 1 is slower.
-        low: lower end of its interval.
-        high: upper end.
+        low: lower end of its interval; None if too little was measured to tell.
+        high: upper end, or None.
         least: the smallest change that counts, as a fraction.
 
     """
 
     name: str
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     least: float = LEAST
 
     @property
     def verdict(self) -> str:
         """One of "slower", "faster", "same" (no change, or a small one), and "unclear"."""
+        if self.low is None or self.high is None:
+            return "unclear"
         if self.low > 1.0 and self.ratio >= 1 + self.least:
             return "slower"
         if self.high < 1.0 and self.ratio <= 1 / (1 + self.least):
@@ -99,3 +103,17 @@ def _prior(variances: Sequence[float], degrees: Sequence[int]) -> tuple[float, f
 def change_of(name: str, log_ratio: float, half: float, least: float = LEAST) -> Change:
     """From an estimate on the scale of logarithms, and half the width of its interval there."""
     return Change(name, math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half), least)
+
+
+def median_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float] | None:
+    """Where the median of what these are drawn from lies, whatever its distribution.
+
+    Two of the values, as far in from either end as the sign test allows: of n values, less than k lie on one
+    side of the median with the chance that a coin thrown n times shows heads less than k times. None where
+    all of them together do not tell: five values and fewer at 95 %.
+    """
+    from scipy import stats
+
+    ordered = sorted(values)
+    place = int(stats.binom.ppf(alpha / 2, len(ordered), 0.5))
+    return (ordered[place - 1], ordered[-place]) if place else None

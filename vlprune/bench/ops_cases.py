@@ -11,18 +11,22 @@ from torch import Tensor
 from .. import measure, ops
 from .case import DTYPES, OURS, Call, Case, Work, seeded
 
-__all__ = ["attention_case", "linear24_case"]
+__all__ = ["DENSE", "DENSE32", "SDPA", "attention_case", "linear24_case"]
 
 # Tokens whose results are compared with float64: all take as long to multiply as to measure.
 _COMPARED = 256
 
-DENSE, SDPA, CUSPARSELT = "F.linear", "SDPA", "cuSPARSELt"
+DENSE, DENSE32, SDPA, CUSPARSELT = "F.linear", "dense fp32", "SDPA", "cuSPARSELt"
 
 
 def linear24_case(
     tokens: int, inputs: int, outputs: int, dtype: str = "fp32", activation: str | None = None, **more: bool
 ) -> Case:
-    """`linear24` with bias beside `F.linear`, and beside cuSPARSELt where there is one."""
+    """`linear24` with bias beside `F.linear`, and beside cuSPARSELt where there is one.
+
+    Many CPUs have no product of half precision, and are faster at a float32 one with conversions around it:
+    there that is a peer too.
+    """
     sizes = {"tokens": tokens, "in": inputs, "out": outputs, "activation": activation}
     label = f"{tokens} x {inputs} -> {outputs}" + (f" {activation}" if activation else "")
 
@@ -36,9 +40,9 @@ def linear24_case(
         values, meta = ops.wanda_pack24(weight, torch.ones(inputs, device=device))
         ours = partial(ops.linear24, x, values, meta, bias, activation)
 
-        def dense() -> Tensor:
-            y = F.linear(x, weight, bias)
-            return F.gelu(y) if activation else y
+        def dense(weight: Tensor, bias: Tensor) -> Tensor:
+            y = F.linear(x.to(weight.dtype), weight, bias)
+            return (F.gelu(y) if activation else y).to(kind)
 
         def check() -> float:
             rows = x[:_COMPARED].double()
@@ -46,14 +50,22 @@ def linear24_case(
             exact = F.gelu(exact) if activation else exact
             return measure.check_close(label, ours()[:_COMPARED], exact)
 
-        calls: dict[str, Call] = {OURS: ours, DENSE: dense}
+        calls: dict[str, Call] = {OURS: ours, DENSE: partial(dense, weight, bias)}
+        if device.type == "cpu" and dtype != "fp32":
+            calls[DENSE32] = partial(dense, weight.float(), bias.float())
         asked = {"tokens": tokens, "in_features": inputs, "out_features": outputs}
         if ops.why_not("cusparselt", "linear24", dtype=kind, device=device, **asked) is None:
             calls[CUSPARSELT] = partial(ours, backend="cusparselt")
         around = x.nbytes + bias.nbytes + tokens * outputs * x.element_size()
         packed = around + values.nbytes + meta.nbytes
         moved = {OURS: packed, DENSE: around + weight.nbytes, CUSPARSELT: packed}
-        return Work(calls, check, 2.0 * tokens * inputs * outputs, {name: moved[name] for name in calls})
+        return Work(
+            calls,
+            check,
+            2.0 * tokens * inputs * outputs,
+            {name: moved[name] for name in calls if name in moved},
+            against=tuple(name for name in (DENSE, DENSE32) if name in calls),
+        )
 
     return Case("linear24", sizes, label, dtype, (DENSE,), make, **more)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from ..files import write_json
 from .case import OURS, Case, Work
 from .ceilings import ceilings
 from .device import timed_calls
+from .noise import median_interval
 from .suites import Selection, cases
 
 __all__ = ["FORMAT", "VERSION", "Effort", "measure_case", "run_bench"]
 
-FORMAT, VERSION = "vlprune-bench", 1
+FORMAT, VERSION = "vlprune-bench", 2
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,17 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
         max_seconds=effort.most,
     )
     times = {name: measure.Timing.of(seconds) for name, seconds in samples.items()}
-    peers = list(times)[1:]
+    ratios = {name: _paired(seconds, samples[OURS]) for name, seconds in samples.items() if name != OURS}
+    peer = min(work.against or list(ratios)[:1], key=lambda name: times[name].median, default=None)
     return {
         **_about(case),
         "largest_error": error,
         "operations": work.operations,
         "moved": dict(work.moved),
         "times": {name: timing.to_dict() for name, timing in times.items()},
-        "speedup": times[peers[0]].median / times[OURS].median if peers else None,
-        "ratio": _paired(samples[peers[0]], samples[OURS]) if peers else None,
+        "ratios": ratios,
+        "peer": peer,
+        "speedup": None if peer is None else ratios[peer]["median"],
         **work.more,
     }
 
@@ -133,6 +138,13 @@ def _about(case: Case) -> dict[str, Any]:
     }
 
 
-def _paired(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Percentiles of the ratio within each round: what disturbs both calls of a round cancels."""
-    return measure.Timing.of([p / o for p, o in zip(peer, ours, strict=True)]).to_dict()
+def _paired(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float | None]:
+    """The ratio within each round, where what disturbs both calls cancels.
+
+    Percentiles, the 95 % interval of the median (``low`` and ``high``, None of too few rounds), and the
+    standard deviation of the logarithm.
+    """
+    found = [p / o for p, o in zip(peer, ours, strict=True)]
+    low, high = median_interval(found) or (None, None)
+    deviation = statistics.stdev(map(math.log, found)) if len(found) > 1 else None
+    return {**measure.Timing.of(found).to_dict(), "low": low, "high": high, "deviation": deviation}

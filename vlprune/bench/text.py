@@ -31,7 +31,7 @@ def bench_table(record: Mapping[str, Any]) -> str:
 
 def _group(op: str, rows: list[Mapping[str, Any]]) -> str:
     """Rows of one operator: a line for each peer of each case."""
-    lines = [f"{op:38}{'ours':>9}  {'peer':<10}{'':>9}{'speed':>8}", "-" * 76]
+    lines = [f"{op:38}{'ours':>9}  {'peer':<13}{'':>9}{'speed':>8}", "-" * 79]
     for row in rows:
         name = f"{row['dtype']} {row['label']}"
         if "error" in row:
@@ -41,13 +41,13 @@ def _group(op: str, rows: list[Mapping[str, Any]]) -> str:
         for place, (peer, timing) in enumerate((p, t) for p, t in row["times"].items() if p != OURS):
             lines.append(
                 f"{name[:38] if place == 0 else '':38}{seconds_text(ours) if place == 0 else '':>9}  "
-                f"{peer:<10}{seconds_text(timing['median']):>9}{timing['median'] / ours:>7.2f}x"
+                f"{peer:<13}{seconds_text(timing['median']):>9}{row['ratios'][peer]['median']:>7.2f}x"
             )
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         found = [row["speedup"] for row in rows if row["dtype"] == dtype and row.get("speedup")]
         if len(found) > 1:
             mean = statistics.geometric_mean(found)
-            lines.append(f"{f'{dtype}: geometric mean of {len(found)}':68}{mean:>7.2f}x")
+            lines.append(f"{f'{dtype}: geometric mean of {len(found)}':71}{mean:>7.2f}x")
     return "\n".join(lines)
 
 
@@ -74,7 +74,7 @@ def _crossover(one: Crossover) -> str:
             *lines,
             *_wrapped(
                 f"Faster in {counts['faster']} of {len(one.cells)} cells, slower (-) in {counts['slower']}, "
-                f"even (=: percentiles on both sides of 1) in {counts['even']}."
+                f"even (=: the median's 95 % interval holds 1) in {counts['even']}."
             ),
         ]
     )
@@ -105,7 +105,7 @@ def bench_conditions(record: Mapping[str, Any]) -> list[str]:
                 ),
                 *_wrapped(
                     "Medians, all calls of a case in turn, after a check of the result; a speed is the "
-                    "ratio of two medians of one run."
+                    "median of the ratios within rounds."
                 ),
             ]
         )

@@ -58,18 +58,16 @@ def _group(record: Mapping[str, Any], op: str) -> dict[str, Any]:
         if "error" in row:
             lines.append({"name": name, "error": row["error"]})
             continue
-        ours = row["times"][OURS]["median"]
         share = of_ceiling(row, record["ceilings"], OURS) if record["ceilings"] else None
         lines.append(
             {
                 "name": name,
-                "ours": seconds_text(ours),
+                "ours": seconds_text(row["times"][OURS]["median"]),
                 "peers": [
-                    (peer, seconds_text(timing["median"]), timing["median"] / ours)
+                    (peer, seconds_text(timing["median"]), row["ratios"][peer])
                     for peer, timing in row["times"].items()
                     if peer != OURS
                 ],
-                "ratio": row["ratio"],
                 "share": share,
             }
         )

@@ -94,7 +94,7 @@ def _ceilings(axes: Any, found: Mapping[str, Any], dtype: str, across: list[floa
 
 
 def crossover_plot(one: Crossover) -> str | None:
-    """A line a shape that was measured at several numbers of tokens: speed over dense, percentiles as bars.
+    """A line a shape that was measured at several numbers of tokens: speed over dense, its interval as bars.
 
     Shapes that are no MLP's first layer are left out. None where no line has three points.
     """
@@ -113,8 +113,8 @@ def crossover_plot(one: Crossover) -> str | None:
     for (shape, points), (color, marker, dashes) in zip(lines.items(), styles, strict=False):
         tokens, cells = zip(*points, strict=True)
         speeds = [cell.speedup for cell in cells]
-        below = [max(0.0, cell.speedup - cell.p20) for cell in cells]
-        above = [max(0.0, cell.p80 - cell.speedup) for cell in cells]
+        below = [cell.speedup - (cell.speedup if cell.low is None else cell.low) for cell in cells]
+        above = [(cell.speedup if cell.high is None else cell.high) - cell.speedup for cell in cells]
         axes.errorbar(
             tokens,
             speeds,
