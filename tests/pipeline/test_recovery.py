@@ -237,7 +237,9 @@ def test_the_other_tower_stays_as_it_is(clip, pairs, tmp_path):
 
 def test_a_folder_is_of_one_training(clip, pairs, tmp_path):
     model = pruned(clip)
-    claim(tmp_path, model, clip, pairs, quick("distill"))
+    # nothing was trained yet that would be lost
+    claim(tmp_path, model, clip, pairs, quick("sparselora"))
+    train(copy.deepcopy(model), clip, pairs, quick("distill"), tmp_path)
     claim(tmp_path, model, clip, pairs, quick("distill", save_every=3))
     for other, message in (
         ((model, clip, pairs, quick("distill", learning_rate=1e-2)), "learning_rate 0.001, now 0.01"),
@@ -247,7 +249,15 @@ def test_a_folder_is_of_one_training(clip, pairs, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             claim(tmp_path, *other)
-    (tmp_path / "log.jsonl").write_text("{}\n")
+    whole = (tmp_path / "run.json").read_text()
+    for text in ("[1]", '{"model": 1', whole.replace('"data"', '"more": 0, "data"', 1)):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"a training of which run\.json does not tell; give another folder"
+        ):
+            claim(tmp_path, model, clip, pairs, quick("distill"))
+        assert (tmp_path / "run.json").read_text() == text
+    assert (tmp_path / "log.jsonl").exists()
     claim(tmp_path, model, clip, pairs, quick("finetune"), restart=True)
     assert not (tmp_path / "log.jsonl").exists()
 

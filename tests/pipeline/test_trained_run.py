@@ -222,19 +222,36 @@ def test_variants_survive_json():
             "recovery: lora fills the zeros",
         ),
         (
+            lambda: Variant(
+                None, SMALLER, Recovery.from_dict({"method": "distill", "retained": {"visual": [0, 2]}})
+            ),
+            "recovery: retained: a run knows which layers it left; leave it out",
+        ),
+        (
             lambda: Variant.from_dict({"method": "magnitude", "recovery": "distill"}),
             "recovery: expected a section of its own",
         ),
     ],
-    ids=["between", "lora", "section"],
+    ids=["between", "lora", "retained", "section"],
 )
 def test_bad_variants(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-@pytest.mark.parametrize("fault", ["no data", "half", "targets"])
-def test_faults_of_training_show_before_any_work(clip, pairs, tmp_path, monkeypatch, fault):
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no data", "needs data to train by"),
+        ("half", "bfloat16 rounds"),
+        ({"targets": ["nope"]}, "'nope' matches no layer"),
+        ({"rank": {"text": 4}}, "rank: none of 'text' fits layer visual"),
+        ({"alpha": {"*.c_fc": 4}}, "alpha: none of "),
+        ({"batch_size": 1}, "no batch has two"),
+    ],
+    ids=str,
+)
+def test_faults_of_training_show_before_any_work(clip, pairs, tmp_path, monkeypatch, fault, message):
     monkeypatch.setattr(pipeline.job, "evaluate", lambda *_: pytest.fail("evaluated first"))
     recovery, train, model = DISTILL, pairs, copy.deepcopy(clip)
     if fault == "no data":
@@ -242,7 +259,7 @@ def test_faults_of_training_show_before_any_work(clip, pairs, tmp_path, monkeypa
     elif fault == "half":
         model.bfloat16()
     else:
-        recovery = Recovery.from_dict({"targets": ["nope"]})
+        recovery = Recovery.from_dict(fault)
     variants = [Variant(MagnitudeConfig(), recovery=recovery)]
-    with pytest.raises(ValueError, match=r"needs data to train by|bfloat16 rounds|'nope' matches no layer"):
+    with pytest.raises(ValueError, match=message):
         pipeline.run(model, pairs, pairs, variants, OPTIONS, tmp_path / "out", print, train)

@@ -67,10 +67,11 @@ def add_training(command: argparse.ArgumentParser, prefix: str = "") -> None:
         _add(group, prefix, name, others, text, action="store_const", const=True)
     for name, text in _LISTS:
         _add(group, prefix, name, (), text, nargs="+", metavar="NAME")
-    _add(
-        group, prefix, "retained", (), "layers of the teacher that are left: visual=0,1,3", nargs="+",
-        metavar="TOWER=LAYERS",
-    )  # fmt: skip
+    if not prefix:  # a run knows which layers it left
+        _add(
+            group, prefix, "retained", (), "layers of the teacher that are left: visual=0,1,3", nargs="+",
+            metavar="TOWER=LAYERS",
+        )  # fmt: skip
     _add(group, prefix, "config", (), "JSON file of all of it, instead of options", metavar="FILE")
 
 
@@ -86,7 +87,7 @@ def recovery_of(args: argparse.Namespace, method: str | None, prefix: str = "") 
         ValueError: what is wrong with which option.
 
     """
-    given = {name: value for name in _FIELDS if (value := getattr(args, _dest(name))) is not None}
+    given = {name: value for name in _FIELDS if (value := getattr(args, _dest(name), None)) is not None}
     named = _option("recover" if prefix else "method")
     if method is not None and method not in RECOVERY_METHODS:
         raise ValueError(f"{named}: expected one of {', '.join(RECOVERY_METHODS)}, got {method!r}")

@@ -6,12 +6,14 @@ import copy
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from ..models import merge_attention_, split_attention_
+from ..recovery.adapters import layers_to_adapt
 from ..structured import compact_
-from ..targets import block_linears, match_layers, select_layers
+from ..targets import select_layers
 from .recovery import Recovery
 from .train import check_trainable
 from .variant import Variant
@@ -19,8 +21,8 @@ from .variant import Variant
 __all__ = ["rehearse"]
 
 
-def rehearse(model: nn.Module, variants: Sequence[Variant]) -> None:
-    """Raise ValueError for counts that do not fit, patterns without layers, weights too coarse to train."""
+def rehearse(model: nn.Module, variants: Sequence[Variant], train: Any) -> None:
+    """Raise ValueError for counts that do not fit, patterns without layers, and what cannot be trained."""
     groups: dict[str, list[Variant]] = {}
     for variant in variants:
         config = variant.structured
@@ -39,12 +41,12 @@ def rehearse(model: nn.Module, variants: Sequence[Variant]) -> None:
                     select_layers(small, variant.weights)
                 for recovery in (variant.recovery, variant.between):
                     if recovery is not None:
-                        _rehearse_training(small, recovery)
+                        _rehearse_training(small, train, recovery)
         finally:
             merge_attention_(small, split)
 
 
-def _rehearse_training(model: nn.Module, recovery: Recovery) -> None:
-    check_trainable(model, recovery)
-    if (adapters := recovery.adapters) is not None:
-        match_layers(block_linears(model), adapters.targets, adapters.ignore)
+def _rehearse_training(model: nn.Module, data: Any, recovery: Recovery) -> None:
+    check_trainable(model, data, recovery)
+    if recovery.adapters is not None:
+        layers_to_adapt(model, recovery.adapters)

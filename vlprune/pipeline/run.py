@@ -69,7 +69,7 @@ def run(
     folders = _folders(variants, out)
     for folder in (out / "model", *(start.folder for start in starts.values()), *folders.values()):
         check_target(folder)
-    rehearse(model, variants)
+    rehearse(model, variants, train)
     steps = Steps(job)
     dense = steps.get("dense", None, lambda: job.score(model, "dense"))
     structured: dict[str, Any] = {}

@@ -27,7 +27,9 @@ from ..recovery import (
     merge_sparse_lora_,
     recover_,
 )
+from ..recovery.batches import Source
 from ..recovery.loop import LOG_FILE
+from ..recovery.state import FILE as CHECKPOINT_FILE
 from .curves import curves
 from .dense import holds_dense_weights, retained_layers, unpack_, was_pruned
 from .recovery import Recovery
@@ -57,13 +59,13 @@ def claim(
         restart: empty a folder that holds another training, instead of raising.
 
     Raises:
-        ValueError: nothing was pruned, weights of half precision would be trained, or the folder holds
+        ValueError: nothing was pruned, `check_trainable` finds a fault, or the folder holds the checkpoint of
             another training (what differs is named).
 
     """
     if not was_pruned(model, dense):
         raise ValueError("model: nothing was pruned: it has the size of its teacher, and no zeros")
-    check_trainable(model, recovery)
+    check_trainable(model, data, recovery)
     of_first_rank(lambda: _claim(folder, model, dense, data, recovery, restart))
 
 
@@ -126,8 +128,8 @@ def recover_pruned_(
     }
 
 
-def check_trainable(model: nn.Module, recovery: Recovery) -> None:
-    """Raise ValueError where weights of half precision would be trained."""
+def check_trainable(model: nn.Module, data: Any, recovery: Recovery) -> None:
+    """Raise ValueError where weights of half precision would be trained, or data does not fit."""
     floating = (p.dtype for p in model.parameters() if p.requires_grad and p.is_floating_point())
     half = next((dtype for dtype in floating if dtype.itemsize < 4), None)
     if recovery.trains_weights and half is not None:
@@ -135,6 +137,10 @@ def check_trainable(model: nn.Module, recovery: Recovery) -> None:
             f"method: {recovery.method} trains weights, and {half} rounds small steps away; take the model "
             "to float32 (with amp bf16 for speed), or train adapters (sparselora)"
         )
+    config = _towards(recovery.training)
+    source = Source(data, config, config.needs_texts)
+    if config.itc or config.sim:
+        source.check_pairs(model)
 
 
 def _train(
@@ -257,17 +263,19 @@ def _claim(
     if kept != wanted:
         if restart:
             shutil.rmtree(folder, ignore_errors=True)
-        elif isinstance(kept, dict):
+        elif (folder / CHECKPOINT_FILE).exists():
             raise ValueError(f"{folder}: it holds {_difference(kept, wanted)}; give another folder")
         write_json(folder / _RUN_FILE, wanted)
 
 
-def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _difference(kept: Any, wanted: Mapping[str, Any]) -> str:
+    if not isinstance(kept, dict) or kept.keys() != wanted.keys() or not isinstance(kept["settings"], dict):
+        return f"a training of which {_RUN_FILE} does not tell"
     for name in ("model", "teacher", "data"):
-        if kept.get(name) != wanted[name]:
+        if kept[name] != wanted[name]:
             return f"a training with another {name}"
-    then, now = kept.get("settings", {}), wanted["settings"]
-    name = next(n for n in {**now, **then} if then.get(n) != now.get(n))
+    then, now = kept["settings"], wanted["settings"]
+    name = next(n for n in {**now, **then} if n not in then or n not in now or then[n] != now[n])
     return f"a training with {name} {then.get(name)!r}, now {now.get(name)!r}"
 
 

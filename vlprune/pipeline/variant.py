@@ -43,6 +43,8 @@ class Variant:
             part = getattr(self, name)
             if part is not None and part.method == "lora":
                 raise ValueError(f"{name}: lora fills the zeros that pruning made; expected another method")
+            if part is not None and getattr(part.training, "retained", None):
+                raise ValueError(f"{name}: retained: a run knows which layers it left; leave it out")
 
     @property
     def before(self) -> Variant:

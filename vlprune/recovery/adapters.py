@@ -16,7 +16,7 @@ from ..targets import block_linears, match_layers, matches, require_linear
 from .config import SparseLoRAConfig
 from .sparselora import SparseLoRALinear
 
-__all__ = ["Attached", "add_sparse_lora_", "attached", "merge_sparse_lora_"]
+__all__ = ["Attached", "add_sparse_lora_", "attached", "layers_to_adapt", "merge_sparse_lora_"]
 
 _ATTRIBUTE = "_vlprune_adapters"
 
@@ -70,18 +70,14 @@ def add_sparse_lora_(
         raise ValueError("model: it has adapters already; call merge_sparse_lora_ first")
     split = models.split_attention_(model) if _has_towers(model) else []
     try:
-        found = _linears(model)
-        chosen = {
-            name: require_linear(name, module, "carry an adapter")
-            for name, module in match_layers(found, config.targets, config.ignore).items()
+        chosen = layers_to_adapt(model, config)
+        linears = {name: linear for name, (linear, *_) in chosen.items()}
+        _refuse_shared(model, linears)
+        keeps = _keep_masks(model, linears, {} if masks is None else masks)
+        adapters = {
+            name: SparseLoRALinear(linear, keeps[name], rank, alpha, sparse=config.sparse)
+            for name, (linear, rank, alpha) in chosen.items()
         }
-        _refuse_shared(model, chosen)
-        keeps = _keep_masks(model, chosen, {} if masks is None else masks)
-        adapters = {}
-        for name, linear in chosen.items():
-            tower = found[name][0]
-            rank, alpha = _of(config.rank, "rank", name, tower), _of(config.alpha, "alpha", name, tower)
-            adapters[name] = SparseLoRALinear(linear, keeps[name], int(rank), alpha, sparse=config.sparse)
     except BaseException:
         models.merge_attention_(model, split)
         raise
@@ -91,6 +87,24 @@ def add_sparse_lora_(
         replace(model, name, adapter)
     setattr(model, _ATTRIBUTE, Attached(config, tuple(split), trainable))
     return list(chosen)
+
+
+def layers_to_adapt(model: nn.Module, config: SparseLoRAConfig) -> dict[str, tuple[nn.Linear, int, float]]:
+    """Qualified name -> layer, rank and alpha; of a CLIP-style model attention must be split.
+
+    Raises:
+        ValueError: see `add_sparse_lora_`.
+
+    """
+    found = _linears(model)
+    return {
+        name: (
+            require_linear(name, module, "carry an adapter"),
+            int(_of(config.rank, "rank", name, found[name][0])),
+            _of(config.alpha, "alpha", name, found[name][0]),
+        )
+        for name, module in match_layers(found, config.targets, config.ignore).items()
+    }
 
 
 @torch.no_grad()
