@@ -1,9 +1,9 @@
 """``y = x ((W + s B A) * M)^T + b``; the backward pass computes the weight again instead of keeping it.
 
-Both, and the gradients of A and B, take one pass over memory each (`vlprune.ops.masked_update`). Making the
-effective weights of a ViT-L-14 block at rank 8 takes 6.9 ms on two Zen 3 cores, 1.6 times a copy of them, and 17
-by PyTorch's operators; the gradients take 6.8 instead of 25. A step of two images takes 306 ms, and 345 with the
-formula left to autograd (`recovery-memory.json`).
+Both, and the gradients of A and B, take one pass over memory each (`vlprune.ops.masked_update`). Making
+the effective weights of a ViT-L-14 block at rank 8 takes 6.9 ms on two Zen 3 cores, 1.6 times a copy of
+them, and 17 by PyTorch's operators; the gradients take 6.8 instead of 25. A step of two images takes 306
+ms, and 345 with the formula left to autograd (`recovery-memory.json`).
 """
 
 from __future__ import annotations
