@@ -5,7 +5,7 @@
 Trials compare this tree with itself, and in turn with a copy of itself whose `linear24` and `wanda_mask` take
 a tenth longer. The first kind is right when no case is flagged, the second when those two operators are
 flagged as slower and no other case is. The file is whole after every trial, and a run that was stopped goes
-on where it was.
+on where it was: each trial says of which commit, repeats and threads it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 
 from vlprune import measure
 from vlprune.bench import Selection, Tree, against, this_tree
+from vlprune.bench.against import REPEATS
 from vlprune.bench.noise import ALPHA, LEAST
 from vlprune.files import read_json, write_json
 
@@ -81,19 +82,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=10, help="of each kind (default: 10)")
     parser.add_argument("--most", type=int, help="no more than so many now")
-    parser.add_argument("--repeats", type=int, default=8, help="pairs of processes a trial (default: 8)")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help=f"pairs of processes a trial (default: {REPEATS})"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/compare-proof.json"))
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    record = read_json(args.out) if args.out.exists() else {"format": "vlprune-compare-proof", "trials": []}
-    record |= {"machine": measure.machine_info(), "alpha": ALPHA, "least": LEAST, "repeats": args.repeats}
+    machine = measure.machine_info()
+    conditions = {"commit": machine["commit"], "repeats": args.repeats, "threads": args.threads}
+    record: dict[str, Any] = {
+        "format": "vlprune-compare-proof",
+        "machine": machine,
+        "alpha": ALPHA,
+        "least": LEAST,
+        "trials": [],
+    }
+    if args.out.exists():
+        record = read_json(args.out)
     with tempfile.TemporaryDirectory() as folder:
         slower = planted(Path(folder))
         for done in range(len(record["trials"]), 2 * args.trials)[: args.most]:
             same = done % 2 == 0
             row = trial(this_tree() if same else slower, () if same else SLOWED, args.repeats)
-            record["trials"].append({"kind": "same" if same else "a tenth slower", **row})
+            record["trials"].append({"kind": "same" if same else "a tenth slower", **conditions, **row})
             for kind in ("same", "a tenth slower"):
                 own = [one["right"] for one in record["trials"] if one["kind"] == kind]
                 record[f"right of {kind}"] = [sum(own), len(own)]

@@ -136,6 +136,12 @@ def test_only():
         cases(Selection(only=("linear42",)))
 
 
+@pytest.mark.parametrize("only", [(), ("linear24",)])
+def test_a_dtype_that_the_set_lacks_is_no_empty_success(only):
+    with pytest.raises(ValueError, match=r"--dtype: no case of fp16 .* on cpu; there are fp32, bf16"):
+        cases(Selection(dtypes=("fp32", "fp16"), only=only))
+
+
 def test_tokens_are_linear24_alone():
     chosen = cases(Selection(tokens=(3,), dtypes=("fp32",)))
     assert [case.label for case in chosen] == [
@@ -176,7 +182,7 @@ def test_a_tower_small_enough_to_test(monkeypatch, clip):
 
 def broken_case():
     def make(device):
-        raise ValueError("no such thing\nhere")
+        raise KeyError("no such thing here")
 
     return Case("linear24", {"tokens": 1, "in": 4, "out": 4, "activation": None}, "broken", "fp32", (), make)
 
@@ -192,10 +198,37 @@ def test_a_failure_loses_no_other_row(monkeypatch, tmp_path):
         say=said.append,
     )
     assert ["error" in row for row in record["rows"]] == [False, True, False]
-    assert record["rows"][1]["error"] == "no such thing here"
-    assert said == ["linear24 fp32 broken: no such thing here"]
+    assert record["rows"][1]["error"] == "KeyError: 'no such thing here'"
+    assert said == ["linear24 fp32 broken: KeyError: 'no such thing here'"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["bench.json"]
     assert json.loads((tmp_path / "deep" / "bench.json").read_text()) == record
     assert {"cpu", "isa", "threads", "torch", "vlprune", "commit"} <= record["machine"].keys()
+
+
+def test_an_interrupted_run_leaves_the_result_before(monkeypatch, tmp_path):
+    def make(device):
+        raise KeyboardInterrupt
+
+    interrupted = Case("linear24", {}, "interrupted", "fp32", (), make)
+    monkeypatch.setattr(runner, "cases", lambda *_: [SMALL[5], interrupted])
+    out = tmp_path / "bench.json"
+    out.write_text("the result before")
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(Selection(only=("x",)), rounds=5, out=out, progress=False)
+    assert out.read_text() == "the result before"
+    assert len(json.loads((tmp_path / "bench.partial.json").read_text())["rows"]) == 1
+
+
+def test_ceilings_that_fail_lose_no_case(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(runner, "cases", lambda *_: [SMALL[5]])
+    monkeypatch.setattr(runner, "ceilings", fails)
+    record = run_bench(Selection(), rounds=5, progress=False)
+    assert record["ceilings"] is None
+    assert record["ceilings_error"] == "RuntimeError: out of memory"
+    assert "error" not in record["rows"][0]
 
 
 def test_ceilings_are_ratios_of_sizes_and_times(monkeypatch):

@@ -7,8 +7,8 @@ import statistics
 import pytest
 
 from vlprune.bench import changes_table, compare_records, differences
-from vlprune.bench.against import CaseFailed, compare_sides, log_ratio
-from vlprune.bench.noise import Change, changes, median_interval
+from vlprune.bench.against import REPEATS, CaseFailed, compare_sides, log_ratio
+from vlprune.bench.noise import FEWEST, Change, changes, median_interval
 from vlprune.measure import Timing
 
 
@@ -149,12 +149,13 @@ def test_a_case_that_scatters_more_has_a_wider_interval():
     [[0.01] * 60, [0.01] * 30 + [0.04] * 30, [0.01] * 40 + [0.04] * 10],
     ids=["equal", "half-four-times", "a-fifth-four-times"],
 )
-def test_chance_alone_is_flagged_about_once_in_a_hundred_comparisons(scatters):
+@pytest.mark.parametrize("repeats", [FEWEST, REPEATS])
+def test_chance_alone_is_flagged_about_once_in_a_hundred_comparisons(scatters, repeats):
     """Sharing one variance flagged 14 and 21 in a hundred of the latter two."""
     draw = random.Random(0)
     flagged = 0
     for _ in range(400):
-        logs = {str(i): [draw.gauss(0.0, s) for _ in range(6)] for i, s in enumerate(scatters)}
+        logs = {str(i): [draw.gauss(0.0, s) for _ in range(repeats)] for i, s in enumerate(scatters)}
         flagged += any(c.verdict in ("slower", "faster") for c in changes(logs))
     # four expected of one in a hundred; more than twelve has a chance below 1 in 2,000
     assert flagged <= 12
@@ -311,8 +312,9 @@ def test_table_fits_a_terminal_and_begins_with_what_changed():
 
 
 def test_repeats_are_as_the_docstring_says():
-    """2 % of scatter, six repeats, four cases: a change of a tenth is seen."""
-    scattered = [math.log(1.1) + 0.02 * math.sqrt(5 / 6) * sign for sign in (1, -1) * 3]
+    """2 % of scatter, four cases: a change of a tenth is seen."""
+    size = 0.02 * math.sqrt((REPEATS - 1) / REPEATS)
+    scattered = [math.log(1.1) + size * sign for sign in (1, -1) * (REPEATS // 2)]
     assert statistics.stdev(scattered) == pytest.approx(0.02)
     found = changes({str(i): scattered for i in range(4)})
     assert {change.verdict for change in found} == {"slower"}

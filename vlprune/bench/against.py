@@ -31,7 +31,7 @@ from .suites import Selection, cases
 __all__ = ["REPEATS", "CaseFailed", "Side", "Worker", "against", "compare_sides", "log_ratio"]
 
 # Pairs of processes; a change that all of them agree on is seen through 2 % of noise when it is 10 %.
-REPEATS = 6
+REPEATS = 8
 # Turns of each version in a repeat, and the seconds and calls of a turn. On a virtual machine with neighbours
 # two turns in a row differ by 14 % (standard deviation; two Zen 3 cores, November 2026), however long.
 _BURSTS, _SECONDS, _CALLS = 100, 0.002, 2

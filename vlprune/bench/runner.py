@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -59,16 +60,19 @@ def run_bench(
     progress: bool | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure what was selected; `out`, if given, is whole after every case.
+    """Measure what was selected, and write it to `out`, if given, when all of it is there.
 
-    A case that fails loses no other: its row says why under "error".
+    Until then what there is lies beside it, "bench.partial.json" of "bench.json": a run that was interrupted
+    leaves an older result as it is. A case that fails loses no other: its row says why under "error".
 
     Returns:
         The record: machine and versions, ceilings of the machine, a row for every case (times in seconds).
+        ``ceilings`` is None where they were not measured, for the reason under ``ceilings_error`` if any.
 
     """
     chosen, where = cases(selection, device), torch.device(device)
     effort = Effort.of(selection.full, rounds)
+    partial = None if out is None else out.with_suffix(f".partial{out.suffix}")
     start = time.perf_counter()
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -82,18 +86,28 @@ def run_bench(
     }
     if not selection.only and not selection.tokens:
         dtypes = tuple(dict.fromkeys(case.dtype for case in chosen))
-        record["ceilings"] = ceilings(where, dtypes, seconds=1.0 if selection.full else 0.2)
+        try:
+            record["ceilings"] = ceilings(where, dtypes, seconds=1.0 if selection.full else 0.2)
+        except Exception as error:
+            record["ceilings_error"] = _why(error)
+            say(f"ceilings: {_why(error)}")
     for case in tqdm(chosen, unit="case", disable=None if progress is None else not progress):
         try:
             row = measure_case(case, where, effort)
-        except (ValueError, RuntimeError, ImportError) as error:
-            row = {**_about(case), "error": " ".join(str(error).split())}
+        except Exception as error:
+            row = {**_about(case), "error": _why(error)}
             say(f"{case.name}: {row['error']}")
         record["rows"].append(row)
         record["seconds"] = time.perf_counter() - start
-        if out is not None:
-            write_json(out, record)
+        if partial is not None:
+            write_json(partial, record)
+    if out is not None and partial is not None:
+        os.replace(partial, out)
     return record
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @torch.inference_mode()

@@ -56,7 +56,7 @@ def cases(selection: Selection, device: str = "cpu") -> list[Case]:
     """The cases asked for, each once, in the order they are measured.
 
     Raises:
-        ValueError: a name in `only` fits no case; the nearest names are given.
+        ValueError: the set has no case of these dtypes, or a name in `only` fits none; what there is is said.
 
     """
     if selection.tokens:
@@ -64,7 +64,11 @@ def cases(selection: Selection, device: str = "cpu") -> list[Case]:
         found = [linear24_case(t, i, o, d) for d in dtypes for i, o in SHAPES for t in selection.tokens]
     else:
         found = [case for case in _all(device) if case.quick or selection.full]
+        there = list(dict.fromkeys(case.dtype for case in found))
         found = [case for case in found if not selection.dtypes or case.dtype in selection.dtypes]
+        if lacking := [dtype for dtype in selection.dtypes if dtype not in there]:
+            lacks = f"no case of {', '.join(lacking)} in this set on {device}"
+            raise ValueError(f"--dtype: {lacks}; there are {', '.join(there)}")
     by_name, ops = {case.name: case for case in found}, {case.op for case in found}
     for wanted in selection.only:
         if not any(_fits(wanted, case, ops) for case in by_name.values()):

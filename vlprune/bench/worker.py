@@ -1,4 +1,6 @@
-"""One side of a comparison in a process of its own: this version's cases, timed with another tree's package.
+"""One side of a comparison in a process of its own: this version's cases of another tree's package.
+
+Both sides are timed by this version's `measure`, or a change of the clock would be one of everything.
 
 Run as a script with one argument, JSON of tree, device, threads and selection; says ``{"native": bool}``,
 whether the tree's native extension is loaded, once everything is imported; then reads a message a line from
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -51,20 +54,30 @@ def _load(tree: Path) -> None:
     sys.modules["vlprune.bench"] = bench
 
 
+def _clock() -> Any:
+    """This version's `vlprune.measure`, beside that of the tree."""
+    path = Path(__file__).resolve().parents[1] / "measure.py"
+    spec: Any = importlib.util.spec_from_file_location("vlprune.bench.measure", path)
+    module = importlib.util.module_from_spec(spec)
+    # where dataclasses look for their module
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 class _Side:
     """The case that is ready, and how to time it."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         import torch
 
-        from vlprune import measure
         from vlprune.bench.case import OURS
         from vlprune.bench.device import timed_calls
         from vlprune.bench.suites import Selection, cases
 
         torch.set_num_threads(order["threads"])
         self._quiet: Any = torch.no_grad
-        self._measure = measure
+        self._measure = _clock()
         self._device = torch.device(order["device"])
         selection = Selection.from_dict(order["selection"])
         self._cases = {case.name: case for case in cases(selection, order["device"])}
