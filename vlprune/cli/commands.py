@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import measure, ops
 from ..bench import FORMAT as BENCH_FORMAT
+from ..bench import VERSION as BENCH_VERSION
 from ..bench import bench_table
 from ..checkpoint import check_target, save_pretrained
 from ..data import load_data
@@ -32,14 +33,18 @@ from ..report.frontier import FRONTIER_FORMAT, frontier_table, write_frontier
 from ..sparsify import sparsify_
 from ..structured import compact_
 from .bench import bench
-from .common import load, open_data, say_for, spec_of
+from .common import load, open_data, say_for, spec_of, whole
 from .configs import variants_of
 from .recover import recover
 from .training import recovery_of, with_recovery
 
 __all__ = ["COMMANDS"]
 
-_VERSIONS = {"vlprune-report": RECORD_VERSION, TRAINING_FORMAT: TRAINING_VERSION}
+_VERSIONS = {
+    "vlprune-report": RECORD_VERSION,
+    TRAINING_FORMAT: TRAINING_VERSION,
+    BENCH_FORMAT: BENCH_VERSION,
+}
 
 # By the format of a file: its table, and what writes its page.
 _REPORTS = {
@@ -123,11 +128,9 @@ def _report(args: argparse.Namespace) -> None:
         raise ValueError(f"{path}: expected version {known}, got {record.get('version')!r}")
     as_text, write = _REPORTS[kind]
     page = path.with_suffix(".html") if args.out is None else Path(args.out)
-    try:
+    with whole(path):
         text = as_text(record)
         write(record, page)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: incomplete record, {error} is missing") from error
     print(json.dumps(record) if args.json else f"{text}\nReport: {page}")
 
 

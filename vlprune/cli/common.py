@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..data import LabelledData, PairData, load_data
 from ..distributed import is_first
 from ..models import LoadedModel, load_model
 
-__all__ = ["add_limits", "load", "open_data", "positive", "say_for", "spec_of"]
+__all__ = ["add_limits", "load", "open_data", "positive", "say_for", "spec_of", "whole"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -25,6 +26,15 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return value
+
+
+@contextmanager
+def whole(path: object) -> Iterator[None]:
+    """What a record lacks, or has in another form, is one error that names its file."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: incomplete record, {error} is missing") from error
 
 
 def add_limits(command: argparse.ArgumentParser) -> None:
