@@ -214,6 +214,8 @@ def of_first_rank(work: Callable[[], T]) -> T:
 def losing_none(what: str) -> Iterator[None]:
     """Say in one line that another process is gone, where that ends this one's work.
 
+    It may have been killed, or have ended with an error of its own.
+
     Under torchrun it is torchrun that sees a process die: it ends the others, names the one that was lost,
     and with ``--max-restarts`` starts all of them again.
 
@@ -227,7 +229,7 @@ def losing_none(what: str) -> Iterator[None]:
         if world_size() == 1 or not any(part in str(error) for part in _LOST):
             raise
         raise RuntimeError(
-            f"{what}: another of the {world_size()} processes of this job was lost, so rank {rank()} stops. "
-            "Start all of them again (torchrun --max-restarts does it): a training with `out` goes on from "
-            "its last checkpoint"
+            f"{what}: another of the {world_size()} processes of this job failed or was lost, so rank "
+            f"{rank()} stops. See what that one said; if nothing, start all of them again (torchrun "
+            "--max-restarts does it): a training with `out` goes on from its last checkpoint"
         ) from None

@@ -84,7 +84,12 @@ class Source:
             raise ValueError("data: the pairs of a batch are compared, but no batch has two (batch_size)")
 
     def batch(self, step: int) -> TrainBatch:
-        """Return the batch of a step; images that cannot be decoded are missing from it under "skip"."""
+        """Return the batch of a step; images that cannot be decoded are missing from it under "skip".
+
+        Raises:
+            ValueError: none could be decoded; or one could not, and processes share the batch.
+
+        """
         epoch, place = divmod(step, self.steps_per_epoch)
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(self.length, generator=generator)
@@ -93,9 +98,15 @@ class Source:
         every = order[place * self._size : (place + 1) * self._size].tolist()
         own = every[self._part(self._size)]
         found = list(self._images.subset(own).batches(self._size))
-        if not found or (self._ranks > 1 and len(found[0].index) < len(own)):
-            raise ValueError(f"data: too few of the {len(own)} images of step {step} could be decoded")
+        if not found:
+            raise ValueError(f"data: none of the {len(own)} images of step {step} could be decoded")
         (batch,) = found
+        if self._ranks > 1 and len(batch.index) < len(own):
+            broken = own[min(set(range(len(own))) - set(batch.index))]
+            raise ValueError(
+                f"data: {self._images.images[broken].name} of step {step} could not be decoded; one process "
+                f"skips it, {self._ranks} that share a batch equally cannot: take it out of the data"
+            )
         if not self._needs_texts:
             return TrainBatch(batch.images, None, None)
         if not isinstance(self._images, LabelledData):
