@@ -1,6 +1,7 @@
 """Training end to end on small models: what falls, what holds, what it is made of."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from vlprune.recovery.batches import Source
 from vlprune.recovery.config import TrainConfig
 from vlprune.recovery.losses import kl_loss, similarity_loss
 from vlprune.recovery.objective import Distillation, SelfDistillation
-from vlprune.recovery.outputs import outputs_of
+from vlprune.recovery.outputs import checkpointed, outputs_of
 
 
 def zero_sets_equal(model, masks):
@@ -187,6 +188,14 @@ def test_checkpointing_keeps_less(clip, batches):
         sizes[checkpointing] = sum(held)
         assert "forward" not in vars(model.visual.transformer.resblocks[0])
     assert sizes[True] < 0.5 * sizes[False]
+
+
+def test_checkpointing_leaves_a_blocks_own_forward(clip):
+    block = clip.visual.transformer.resblocks[0]
+    block.forward = own = functools.partial(type(block).forward, block)
+    with checkpointed(clip):
+        assert block.forward is not own
+    assert block.forward is own
 
 
 def test_one_pair_is_one_batch(batches):

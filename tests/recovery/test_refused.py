@@ -7,9 +7,21 @@ import pytest
 import torch
 from common import pruned, same_weights
 from models import zoo
+from PIL import Image
 from torch import nn
 
-from vlprune.recovery import DistillConfig, RecoverConfig, add_sparse_lora_, distill_, recover_
+from vlprune import load_data
+from vlprune.recovery import (
+    DistillConfig,
+    RecoverConfig,
+    SparseLoRAConfig,
+    add_sparse_lora_,
+    distill_,
+    load_adapters_,
+    recover_,
+)
+from vlprune.recovery import batches as batches_module
+from vlprune.recovery.batches import Source
 
 
 def test_refusals(clip, batches):
@@ -34,6 +46,29 @@ def test_refusals(clip, batches):
     alone = [(images[:1], texts[:1]) for images, texts in batches]
     with pytest.raises(ValueError, match="but no batch has two"):
         distill_(copy.deepcopy(clip), clip, alone)
+
+
+def test_processes_that_share_a_batch_cannot_skip_a_broken_image(tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "pairs.tsv").write_text("".join(f"{i}.png\tnumber {i}\n" for i in range(4)))
+    data = load_data(
+        f"pairs:{tmp_path / 'pairs.tsv'}", lambda _: torch.zeros(3, 8, 8), lambda t: torch.zeros(len(t), 4),
+        on_error="skip",
+    )  # fmt: skip
+    config = RecoverConfig(batch_size=4)
+    assert len(Source(data, config, True).batch(0).images) == 3
+    monkeypatch.setattr(batches_module, "world_size", lambda: 2)
+    said = []
+    for rank in range(2):
+        monkeypatch.setattr(batches_module, "rank", lambda rank=rank: rank)
+        try:
+            assert len(Source(data, config, True).batch(0).images) == 2
+        except ValueError as error:
+            said.append(str(error))
+    (message,) = said
+    assert "2.png of step 0 could not be decoded; one process skips it, 2 that share" in message
 
 
 def test_teacher_that_would_be_trained_is_refused(clip, batches):
@@ -89,12 +124,31 @@ def test_adapters_on_pruned_weights_have_no_teacher_of_their_own(clip, batches):
         ({"betas": (0.9,)}, "betas: expected two numbers"),
         ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
         ({"ema": 1.0}, r"ema: expected a decay in \[0, 1\), got 1.0"),
+        ({"retained": {"visual": 3}}, "retained: expected ascending layer numbers by tower, got 'visual': 3"),
+        ({"retained": {3: (1,)}}, "retained: expected ascending layer numbers by tower, got 3"),
+        ({"seed": 2**32}, "seed: expected a whole number from 0 to 4294967295, got 4294967296"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_config(fields, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**fields)
+
+
+@pytest.mark.parametrize("name", ["rank", "alpha"])
+def test_patterns_are_texts(name):
+    with pytest.raises(ValueError, match=rf"{name}: expected patterns of layer names, got 1"):
+        SparseLoRAConfig(**{name: {1: 4}})
+
+
+def test_largest_seed_trains(clip, batches):
+    config = DistillConfig(steps=1, seed=2**32 - 1)
+    assert distill_(pruned(clip, pattern="2:4"), clip, batches, config).steps == 1
+
+
+def test_missing_adapters(clip, tmp_path):
+    with pytest.raises(ValueError, match=r"adapter_config\.json: no such file"):
+        load_adapters_(clip, tmp_path)
 
 
 def test_configs_go_to_json_and_back():

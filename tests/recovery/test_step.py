@@ -11,7 +11,7 @@ from models import zoo
 from small_clip import SmallClip
 from torch import nn
 
-from vlprune.recovery import DistillConfig, distill_
+from vlprune.recovery import DistillConfig, distill_, loop
 from vlprune.recovery.batches import Source
 from vlprune.recovery.config import TrainConfig
 from vlprune.recovery.loop import fit
@@ -53,6 +53,38 @@ def test_mean_of_weights_is_what_is_left(clip, batches, tmp_path):
         mean = {name: 0.75 * mean[name] + 0.25 * weights[name].detach() for name in mean}
     for name, p in student.named_parameters():
         torch.testing.assert_close(p, mean[name], rtol=1e-5, atol=1e-7)
+
+
+def test_step_that_fp16_is_too_narrow_for_is_left_out(clip, batches, tmp_path, monkeypatch, one_thread):
+    common = {"steps": 4, "save_every": 1, "learning_rate": 1e-3, "warmup": 0}
+    config = DistillConfig(**common, amp="fp16", ema=0.5, sim=0, feat=0, hidden=0)
+    start = pruned(clip, pattern="2:4")
+    states, save = [], loop.save_state
+    monkeypatch.setattr(loop, "save_state", lambda _, state: states.append(copy.deepcopy(state)))
+    student, begun = copy.deepcopy(start), []
+    student.visual.register_forward_pre_hook(lambda *_: begun.append(1))
+    student.visual.proj.register_hook(lambda grad: grad * (math.inf if len(begun) == 3 else 1.0))
+    report = distill_(student, clip, batches, config, out=tmp_path)
+    # the first step is one by itself: scaled by 2 ** 16 a gradient is above fp16's largest number
+    assert [state["scaler"]["scale"] for state in states] == [2.0**15, 2.0**15, 2.0**14, 2.0**14]
+    assert [len(state["history"]) for state in states] == [1, 2, 3, 4]
+    for part in ("model", "ema"):
+        _, before, after, then = ([*state[part].values()] for state in states)
+        assert all(map(torch.equal, before, after))
+        assert not all(map(torch.equal, after, then))
+    # what goes on goes on with the scale
+    save(tmp_path, states[2])
+    again = copy.deepcopy(start)
+    resumed = distill_(again, clip, batches, config, out=tmp_path)
+    assert (resumed.resumed, resumed.losses) == (3, report.losses)
+    assert same_weights(again, student)
+
+
+def test_generators_of_other_gpus_are_left_alone(clip, batches, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeded all GPUs"))
+    before = torch.get_rng_state()
+    distill_(copy.deepcopy(clip), clip, batches, DistillConfig(steps=1))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_two_steps_of_adamw_by_hand():

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import models
@@ -18,6 +17,7 @@ from ..distributed import of_first_rank
 from ..files import read_json, write_json
 from ..fingerprint import fingerprint
 from ..masks import masks
+from ..models.running import model_device
 from ..recovery import (
     DistillConfig,
     RecoverConfig,
@@ -29,6 +29,7 @@ from ..recovery import (
 )
 from ..recovery.batches import Source
 from ..recovery.loop import LOG_FILE
+from ..recovery.seeds import own_seeds
 from ..recovery.state import FILE as CHECKPOINT_FILE
 from .curves import curves
 from .dense import holds_dense_weights, retained_layers, unpack_, was_pruned
@@ -170,8 +171,8 @@ def _add_adapters(model: nn.Module, dense: nn.Module, recovery: Recovery) -> boo
     """Put adapters on a pruned model, with the dense weights under them where they are then its teacher."""
     pruned = {name.removesuffix(".weight") for name in masks(model)}
     own = isinstance(recovery.training, RecoverConfig) and _takes_dense_weights(model, dense)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(recovery.training.seed)
+    with own_seeds(model_device(model)) as seed:
+        seed(recovery.training.seed)
         adapted = add_sparse_lora_(model, recovery.adapters)
     # what has no adapter stays pruned, and would be so in the teacher too
     own = own and pruned <= set(adapted)

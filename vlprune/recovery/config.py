@@ -41,6 +41,8 @@ class SparseLoRAConfig(Plain):
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, dict(value))
+                if strange := [pattern for pattern in value if not isinstance(pattern, str)]:
+                    raise ValueError(f"{name}: expected patterns of layer names, got {strange[0]!r}")
             entries = list(value.values()) if isinstance(value, Mapping) else [value]
             if not entries:
                 raise ValueError(f"{name}: expected at least one pattern, got {value!r}")
@@ -121,8 +123,8 @@ class TrainConfig(Plain):
         check_flag("shard", self.shard)
         if self.ema is not None and not (is_number(self.ema) and 0 <= self.ema < 1):
             raise ValueError(f"ema: expected a decay in [0, 1), got {self.ema!r}")
-        if not is_whole(self.seed) or self.seed < 0:
-            raise ValueError(f"seed: expected a whole number of at least 0, got {self.seed!r}")
+        if not is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +192,14 @@ class DistillConfig(TrainConfig):
         object.__setattr__(self, "towers", towers)
         if not isinstance(self.retained, Mapping):
             raise ValueError(f"retained: expected a mapping from towers to layers, got {self.retained!r}")
-        retained = {tower: tuple(layers) for tower, layers in self.retained.items()}
-        for tower, layers in retained.items():
-            whole = all(is_whole(layer) and layer >= 0 for layer in layers)
-            if tower not in _TOWERS or not layers or not whole or list(layers) != sorted(set(layers)):
+        for tower, layers in self.retained.items():
+            own = tuple(layers) if isinstance(layers, Iterable) else ()
+            whole = all(is_whole(layer) and layer >= 0 for layer in own)
+            if tower not in _TOWERS or not own or not whole or list(own) != sorted(set(own)):
                 raise ValueError(
                     f"retained: expected ascending layer numbers by tower, got {tower!r}: {layers!r}"
                 )
-        object.__setattr__(self, "retained", retained)
+        object.__setattr__(self, "retained", {t: tuple(layers) for t, layers in self.retained.items()})
         check_flag("hold_zeros", self.hold_zeros)
         if self.teacher_amp not in (None, "bf16"):
             raise ValueError(f'teacher_amp: expected None or "bf16", got {self.teacher_amp!r}')

@@ -34,6 +34,7 @@ from .config import TrainConfig
 from .objective import Objective
 from .outputs import checkpointed
 from .report import TrainReport
+from .seeds import own_seeds
 from .sharding import Sharded, local, part_of
 from .state import Progress, changing, frozen, read_state, save_state
 from .step import RECORDED, Refused, Step, hold_
@@ -129,7 +130,7 @@ def _run(step: Step, source: Source, out: Path | None, progress: bool | None) ->
         stack.callback(state.optimizer.zero_grad)
         stack.callback(_restore_modes, [(m, m.training) for m in state.model.modules()])
         state.model.train()
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        seed = stack.enter_context(own_seeds(device))
         if config.checkpointing:
             stack.enter_context(checkpointed(state.model))
         log = None
@@ -143,7 +144,7 @@ def _run(step: Step, source: Source, out: Path | None, progress: bool | None) ->
             tqdm(total=source.steps, initial=resumed, desc=step.kind, unit="step", disable=hidden)
         )
         for number, batch in enumerate(source.ahead(resumed, source.steps), start=resumed):
-            torch.manual_seed(config.seed * 1_000_003 + number + 1_000_000_007 * rank())
+            seed(config.seed * 1_000_003 + number + 1_000_000_007 * rank())
             record = step(number, batch.to(device))
             if log is not None:
                 log.write(_line(record))

@@ -110,13 +110,16 @@ def layer_map(
 def checkpointed(model: nn.Module) -> Iterator[None]:
     """Let every block keep its inputs alone and compute the rest again in the backward pass."""
     blocks = [block.module for tower in models.view(model).towers.values() for block in tower.blocks]
+    own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 @contextmanager

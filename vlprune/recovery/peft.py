@@ -161,7 +161,10 @@ def _of(config: Mapping[str, Any], field: str, name: str) -> Any:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
+    try:
+        config = read_json(path)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f'{path}: expected "peft_type": "LORA"')
     for field in ("r", "lora_alpha"):

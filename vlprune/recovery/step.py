@@ -107,9 +107,12 @@ class Step:
         norm = clip_norm_(self.trained.values(), limit)
         if not math.isfinite(norm) and not state.scaler.is_enabled():
             self._refuse(number, "the gradient's norm is", norm, values)
+        scale = state.scaler.get_scale()
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        self._after_step()
+        # lower after a step that fp16 was too narrow for, and that was not taken
+        if state.scaler.get_scale() >= scale:
+            self._after_step()
         shown = norm if math.isfinite(norm) else None  # JSON has no infinity
         record = {"step": number, "loss": loss, **values, "lr": rate, "grad_norm": shown}
         state.history.append(record)
