@@ -10,6 +10,9 @@ from vlprune.files import read_json
 
 __all__ = ["continue_from"]
 
+# by which seconds, and how numbers are rounded, may differ
+_HARDWARE = ("cpu", "isa", "gpu")
+
 
 def continue_from(
     path: Path, record: dict[str, Any], same: Sequence[str], parts: Sequence[str] = ("rows",)
@@ -18,7 +21,7 @@ def continue_from(
 
     Args:
         path: of the file.
-        record: what the file is to be, without results.
+        record: what the file is to be, without results; its "machine" must be the file's too.
         same: keys by which both must agree, or the results were of something else.
         parts: keys of the results.
 
@@ -26,6 +29,10 @@ def continue_from(
     if not path.exists():
         return
     kept = read_json(path)
-    if differs := [key for key in same if kept.get(key) != record[key]]:
+    if missing := [part for part in ("machine", *parts) if not isinstance(kept, dict) or part not in kept]:
+        raise SystemExit(f"{path}: has no {', '.join(missing)} to go on with; give a new --out")
+    differs = [key for key in same if kept.get(key) != record[key]]
+    differs += [key for key in _HARDWARE if kept["machine"].get(key) != record["machine"][key]]
+    if differs:
         raise SystemExit(f"{path}: has another {', '.join(differs)}; give a new --out")
     record |= {part: kept[part] for part in parts}
