@@ -36,6 +36,7 @@ def linear24(
     ldx: int,
     prepared: int,
     bias: int,
+    residual: int,
     dtype: int,
     tokens: int,
     out: int,

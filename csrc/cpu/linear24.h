@@ -12,7 +12,8 @@ struct Linear24 {
     const void* x;
     int64_t ldx;
     const void* prepared;
-    const void* bias;  // null: none
+    const void* bias;      // null: none
+    const void* residual;  // as y, added last; null: none
     int64_t tokens, out, in;
     Activation activation;
     void* y;

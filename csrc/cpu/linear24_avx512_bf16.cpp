@@ -109,13 +109,10 @@ void run_tile(const Linear24& p, int64_t token, int64_t tokens, int64_t tile, fl
                                 k == 0 ? bias : sums + t * tile_rows, k == 0 ? 0 : tile_rows, sums + t * tile_rows);
         }
     }
-    auto* y = static_cast<uint16_t*>(p.y) + token * p.out + tile * tile_rows;
-    const int64_t rows = least(tile_rows, p.out - tile * tile_rows);
-    for (int64_t t = 0; t < tokens; ++t) {
-        uint16_t line[tile_rows];
-        Vec::store(line, activate<Vec>(Vec::load(sums + t * tile_rows), p.activation));
-        std::memcpy(y + t * p.out, line, sizeof(uint16_t) * static_cast<size_t>(rows));
-    }
+    const int64_t at = token * p.out + tile * tile_rows, rows = least(tile_rows, p.out - tile * tile_rows);
+    for (int64_t t = 0; t < tokens; ++t)
+        store_outputs<Vec, uint16_t>(p, at + t * p.out, rows,
+                                     activate<Vec>(Vec::load(sums + t * tile_rows), p.activation));
 }
 
 // A unit of work is one row tile for a run of tokens that fits the cache.

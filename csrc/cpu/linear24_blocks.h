@@ -142,5 +142,24 @@ inline void load_bias(const void* bias, int64_t first, int64_t out, float* to) {
     V::store(to, V::load(entries));
 }
 
+// Results of one token for `count` rows of the weight, from `at` in y on, with what is added to them.
+template <class V, class Element>
+inline void store_outputs(const Linear24& p, int64_t at, int64_t count, typename V::reg value) {
+    auto* y = static_cast<Element*>(p.y) + at;
+    const auto* residual = static_cast<const Element*>(p.residual);
+    if (count == V::width) {
+        V::store(y, residual ? V::add(value, V::load(residual + at)) : value);
+        return;
+    }
+    Element line[V::width] = {};
+    const auto bytes = sizeof(Element) * static_cast<size_t>(count);
+    if (residual) {
+        std::memcpy(line, residual + at, bytes);
+        value = V::add(value, V::load(line));
+    }
+    V::store(line, value);
+    std::memcpy(y, line, bytes);
+}
+
 }  // namespace
 }  // namespace vlprune

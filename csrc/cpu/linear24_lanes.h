@@ -83,14 +83,9 @@ struct Lanes {
                                     k == 0 ? bias : sums + t * W, k == 0 ? 0 : W, sums + t * W);
             }
         }
-        auto* y = static_cast<Element*>(p.y) + token * p.out + tile * W;
-        const int64_t rows = least(W, p.out - tile * W);
-        for (int64_t t = 0; t < tokens; ++t) {
-            Element line[W];
-            Element* to = rows == W ? y + t * p.out : line;
-            V::store(to, activate<V>(V::load(sums + t * W), p.activation));
-            if (to == line) std::memcpy(y + t * p.out, line, sizeof(Element) * static_cast<size_t>(rows));
-        }
+        const int64_t at = token * p.out + tile * W, rows = least(W, p.out - tile * W);
+        for (int64_t t = 0; t < tokens; ++t)
+            store_outputs<V, Element>(p, at + t * p.out, rows, activate<V>(V::load(sums + t * W), p.activation));
     }
 
     static const float* as_float(const Linear24& p, const float* x, int64_t token, int64_t, float*, int64_t* ldx) {

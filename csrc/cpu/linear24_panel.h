@@ -117,21 +117,17 @@ struct Panel {
         return multiply_for(vectors, std::make_integer_sequence<int, V::panel_vectors>());
     }
 
-    // Activation, transpose and store of a tile of sums for up to W tokens.
+    // Activation, transpose, residual and store of a tile of sums for up to W tokens.
     static void finish_tile(const Linear24& p, const float* sums, int64_t token, int64_t tokens, int64_t first) {
         reg square[W];
         for (int r = 0; r < W; ++r) square[r] = activate<V>(V::load(sums + r * stride), p.activation);
         V::transpose(square);
-        Element* to = static_cast<Element*>(p.y) + token * p.out + first;
-        if (tokens == W && first + W <= p.out) {
-            for (int t = 0; t < W; ++t) V::store(to + t * p.out, square[t]);
-            return;
-        }
-        const auto rows = static_cast<size_t>(least(W, p.out - first));
-        for (int t = 0; t < static_cast<int>(tokens); ++t) {
-            Element line[W];
-            V::store(line, square[t]);
-            std::memcpy(to + t * p.out, line, sizeof(Element) * rows);
+        const int64_t at = token * p.out + first, rows = least(W, p.out - first);
+        if (tokens == W && rows == W) {
+            for (int t = 0; t < W; ++t) store_outputs<V, Element>(p, at + t * p.out, W, square[t]);
+        } else {
+            for (int t = 0; t < static_cast<int>(tokens); ++t)
+                store_outputs<V, Element>(p, at + t * p.out, rows, square[t]);
         }
     }
 

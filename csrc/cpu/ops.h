@@ -41,9 +41,10 @@ int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, Isa isa);
 void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in,
                       void* prepared, Isa isa);
 
-// y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]); x [tokens, in] with row stride ldx, y contiguous
-// [tokens, out], both of `dtype`; bias (of `dtype`, may be null); float32 accumulation.
-void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, DType dtype,
+// y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]) + residual[t, o]; x [tokens, in] with row stride ldx, y and
+// residual contiguous [tokens, out]; all of `dtype`, bias and residual may be null; float32 accumulation, and y
+// rounded once.
+void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, const void* residual, DType dtype,
               int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa);
 
 // out[b, s, h, :] = softmax over the tokens t that s may see of (scale * q[b, s, h] . k[b, t, h]), times v[b, t, h].

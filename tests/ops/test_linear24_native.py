@@ -42,7 +42,7 @@ def aligned(size):
     return buffer, -(-buffer.data_ptr() // 64) * 64
 
 
-def linear24(variant, x, values, meta, bias=None, activation=None, threads=2):
+def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, residual=None):
     native, isa = variant
     out, inputs = values.shape[0], 2 * values.shape[1]
     dtype = DTYPE[x.dtype]
@@ -52,8 +52,8 @@ def linear24(variant, x, values, meta, bias=None, activation=None, threads=2):
     native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, address, isa)
     y = torch.full((x.shape[0] + 2, out), float("nan"), dtype=x.dtype)
     native.linear24(
-        x.data_ptr(), x.stride(0), address, 0 if bias is None else bias.data_ptr(), dtype, x.shape[0], out,
-        inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
+        x.data_ptr(), x.stride(0), address, *(0 if t is None else t.data_ptr() for t in (bias, residual)), dtype,
+        x.shape[0], out, inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
     )  # fmt: skip
     assert y[0].isnan().all(), "wrote before y"
     assert y[-1].isnan().all(), "wrote after y"
@@ -85,6 +85,20 @@ def test_equals_the_dense_product(variant, dtype, inputs, out):
     for tokens in TOKENS:
         x = torch.randn(tokens, inputs, generator=torch.Generator().manual_seed(tokens)).to(dtype)
         assert_close(linear24(variant, x, values, meta, bias), dense_linear(x, dense, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("inputs", "out"), [(8, 17), (64, 16), (772, 50)], ids=["8to17", "64to16", "772to50"]
+)
+def test_residual_is_added_after_the_activation(variant, dtype, inputs, out):
+    values, meta, dense = random_weight(out, inputs, dtype)
+    for tokens in TOKENS:
+        generator = torch.Generator().manual_seed(tokens)
+        x = torch.randn(tokens, inputs, generator=generator).to(dtype)
+        residual = torch.randn(tokens, out, generator=generator).to(dtype)
+        got = linear24(variant, x, values, meta, None, "gelu", residual=residual)
+        assert_close(got, dense_linear(x, dense, None, "gelu") + residual.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])

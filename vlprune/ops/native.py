@@ -130,15 +130,15 @@ def linear24(
         return reference.linear24(x, values, meta, bias, activation, residual)
     out, inputs = values.shape[0], x.shape[-1]
     weight = prepared24(values, meta)
-    bias = None if bias is None else bias.contiguous()
+    bias, residual = (None if given is None else given.contiguous() for given in (bias, residual))
     y = x.new_empty(*x.shape[:-1], out)
     rows, pitch = (x, inputs) if x.is_contiguous() else _rows(x)
     extension().linear24(
-        rows.data_ptr(), pitch, weight.pointer, _pointer(bias), DTYPE_CODE[x.dtype],
+        rows.data_ptr(), pitch, weight.pointer, _pointer(bias), _pointer(residual), DTYPE_CODE[x.dtype],
         x.numel() // inputs, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
         thread_count(), best_isa(),
     )  # fmt: skip
-    return y if residual is None else y.add_(residual)
+    return y
 
 
 def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
