@@ -5,9 +5,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from bench.bench_records import bench_record, linear24_row
+from matplotlib.axes import Axes
 
 from vlprune.bench import bench_table, crossovers
 from vlprune.bench.text import of_ceiling, seconds_text
+from vlprune.report import bench_plots
 from vlprune.report.bench_page import write_bench, write_plots
 
 
@@ -107,6 +109,31 @@ def test_plots_are_svg_that_says_what_it_shows(page):
     ):
         assert words in roofline
     assert "slower than dense" in (page / "crossover-fp32.svg").read_text()
+
+
+def test_other_sparse_products_are_not_drawn_as_dense(monkeypatch):
+    """Nor is one that converts: its bytes are not those of the dtype."""
+    record = bench_record()
+    points = []
+    monkeypatch.setattr(Axes, "scatter", lambda self, xs, ys, label, **_: points.append((label, len(xs))))
+    bench_plots.roofline(record, "fp32")
+    before = dict(points)
+    for row in record["rows"]:
+        if row["op"] == "linear24":
+            row["times"] |= dict.fromkeys(("cuSPARSELt", "dense fp32"), row["times"]["F.linear"])
+            row["moved"]["cuSPARSELt"] = 1
+    points.clear()
+    bench_plots.roofline(record, "fp32")
+    assert dict(points) == before == {"PyTorch, dense": 7, "linear24": 7}
+
+
+def test_every_shape_has_a_line_however_many(monkeypatch):
+    record = bench_record()
+    widths = range(128, 1152, 128)
+    record["rows"] = [linear24_row(t, w, 4 * w, 2e-3, 1e-3) for w in widths for t in (1, 16, 400)]
+    (one,) = crossovers(record)
+    text = bench_plots.crossover_plot(one)
+    assert [width for width in widths if f"{width} -&gt; {4 * width}" not in text] == []
 
 
 def test_page_without_ceilings_or_linear24(tmp_path):

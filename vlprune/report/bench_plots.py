@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..bench import OURS, Crossover
+from ..bench.ops_cases import DENSE, SDPA
 from .figure import GREY, LINES, figure, svg
 
 __all__ = ["crossover_plot", "roofline"]
@@ -33,12 +35,13 @@ def roofline(record: Mapping[str, Any], dtype: str) -> str | None:
     if not found or dtype not in found["rate"] or not rows:
         return None
     made, axes = figure(_WIDTH, _HEIGHT)
-    dense = [point for row in rows for name in row["times"] if name != OURS for point in [_point(row, name)]]
+    dense = [_point(row, name) for row in rows for name in row["times"] if name in (DENSE, SDPA)]
     axes.scatter(*zip(*dense, strict=True), s=16, color=GREY, marker="D", label="PyTorch, dense", zorder=3)
     for op, (color, marker) in _MARKS.items():
         if points := [_point(row, OURS) for row in rows if row["op"] == op]:
             axes.scatter(*zip(*points, strict=True), s=22, color=color, marker=marker, label=op, zorder=4)
-    _ceilings(axes, found, dtype, [_point(row, name)[0] for row in rows for name in row["times"]])
+    drawn = [_point(row, name)[0] for row in rows for name in row["times"] if name in (OURS, DENSE, SDPA)]
+    _ceilings(axes, found, dtype, drawn)
     axes.set_xscale("log")
     axes.set_yscale("log")
     # whole decades, so that each axis has a number at either end
@@ -109,7 +112,7 @@ def crossover_plot(one: Crossover) -> str | None:
     made, axes = figure(_WIDTH, _HEIGHT)
     axes.axhspan(0, 1, color="#D55E00", alpha=0.08, linewidth=0)
     axes.axhline(1.0, color=GREY, linewidth=1)
-    styles = (*LINES, ("#CC79A7", "v", "-"))
+    styles = itertools.cycle((*LINES, ("#CC79A7", "v", "-")))
     for (shape, points), (color, marker, dashes) in zip(lines.items(), styles, strict=False):
         tokens, cells = zip(*points, strict=True)
         speeds = [cell.speedup for cell in cells]
