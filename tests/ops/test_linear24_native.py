@@ -42,6 +42,10 @@ def aligned(size):
     return buffer, -(-buffer.data_ptr() // 64) * 64
 
 
+def address_of(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, residual=None):
     native, isa = variant
     out, inputs = values.shape[0], 2 * values.shape[1]
@@ -52,8 +56,8 @@ def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, re
     native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, address, isa)
     y = torch.full((x.shape[0] + 2, out), float("nan"), dtype=x.dtype)
     native.linear24(
-        x.data_ptr(), x.stride(0), address, *(0 if t is None else t.data_ptr() for t in (bias, residual)), dtype,
-        x.shape[0], out, inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
+        x.data_ptr(), x.stride(0), address, address_of(bias), address_of(residual), dtype, x.shape[0], out,
+        inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
     )  # fmt: skip
     assert y[0].isnan().all(), "wrote before y"
     assert y[-1].isnan().all(), "wrote after y"
