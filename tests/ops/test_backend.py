@@ -13,7 +13,7 @@ from vlprune.ops.gpu import capability
 
 from .cases import native, needs_native
 
-TRITON = ("column_sumsq", "wanda_mask", "wanda_pack24", "wanda_pack24_many")
+TRITON = ("column_sumsq", "masked_update", "wanda_mask", "wanda_pack24", "wanda_pack24_many")
 NATIVE = (*TRITON, "pack24", "unpack24", "linear24")
 ON_CUDA = ("sm90", "sm80", "cusparselt")
 KNOWN = "torch, cpu, triton, sm90, sm80, cusparselt"
