@@ -39,9 +39,9 @@ def test_short_calls_get_more_rounds(monkeypatch):
     assert times["a"].samples == pytest.approx(50, abs=1)
 
 
-def test_budget_cuts_rounds_but_leaves_five():
+def test_budget_cuts_rounds_but_leaves_six():
     times = measure.compare({"a": lambda: None}, warmup=0, rounds=500, max_seconds=0.0)
-    assert times["a"].samples == 5
+    assert times["a"].samples == 6
 
 
 def test_percentiles_of_known_samples():

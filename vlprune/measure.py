@@ -25,6 +25,8 @@ __all__ = ["Timing", "check_close", "compare", "machine_info", "rounds_of"]
 
 # More than any last-level cache in use on desktops and servers that this runs on.
 _FLUSH_BYTES = 128 << 20
+# Rounds, however long they take: a sign test gives the median of fewer no 95 % interval.
+_LEAST = 6
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def compare(
         candidates: name -> function without arguments; they should compute the same thing.
         device: on a CUDA device the clock is a pair of events around the call, on the CPU the wall.
         warmup: untimed rounds.
-        rounds: timed rounds; fewer if `max_seconds` runs out, but never less than five.
+        rounds: timed rounds; fewer if `max_seconds` runs out, but never less than six.
         min_seconds: more rounds until they have taken this long together (short calls are noisy).
         max_seconds: budget for the timed rounds.
         cold: overwrite a buffer larger than the last-level cache before every timed call.
@@ -115,7 +117,7 @@ def rounds_of(
     start = time.perf_counter()
     for done in itertools.count():
         spent = time.perf_counter() - start
-        if (done >= rounds and spent >= min_seconds) or (done >= min(rounds, 5) and spent > max_seconds):
+        if (done >= rounds and spent >= min_seconds) or (done >= min(rounds, _LEAST) and spent > max_seconds):
             break
         for name, run in candidates.items():
             if flush is not None:

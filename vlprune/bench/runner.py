@@ -33,7 +33,7 @@ class Effort:
     """How long each case is timed.
 
     Args:
-        rounds: of every call of a case in turn; five at least.
+        rounds: of every call of a case in turn; six at least.
         seconds: more rounds until they have taken this long.
         most: no further round once they have taken this long.
 
