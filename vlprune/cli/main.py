@@ -85,7 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--recover-data", metavar="SPEC", help="training data (default: the calibration data)")
     add_training(run, "recover-")
     run.add_argument("--batch", type=positive, default=8, help="images a call when timing (default: 8)")
-    run.add_argument("--rounds", type=positive, default=20, help="timed rounds of each pair (default: 20)")
+    run.add_argument(
+        "--rounds", type=positive, default=20, help="timed rounds of each pair, more if short (default: 20)"
+    )
     run.add_argument(
         "--out", default="vlprune-run", help="folder for report and model (default: vlprune-run)"
     )

@@ -17,6 +17,9 @@ from .job import Job
 
 __all__ = ["example", "pack_", "time_towers"]
 
+# For every round asked for: the shorter a call, the more its time scatters, and the more rounds fit.
+_SECONDS = 0.05
+
 
 def example(job: Job) -> tuple[Tensor, Tensor]:
     """A batch of exactly the size to time from the data, repeated if there is less of it."""
@@ -51,7 +54,10 @@ def time_towers(
     result: dict[str, Any] = {}
     for tower, inputs in (("image", images), ("text", texts)):
         calls = {key: partial(_encoder(model, tower), inputs) for key, model in models.items()}
-        times = measure.compare(calls, device=images.device, rounds=job.options.rounds, max_seconds=60)
+        rounds = job.options.rounds
+        times = measure.compare(
+            calls, device=images.device, rounds=rounds, min_seconds=_SECONDS * rounds, max_seconds=60
+        )
         speedup = times["dense"].median / times["variant"].median
         result[tower] = {key: timing.to_dict() for key, timing in times.items()} | {"speedup": speedup}
         job.say(f"{name}: {tower} tower, batch {job.options.batch}: {speedup:.2f}x dense")
