@@ -28,7 +28,7 @@ def test_record_holds_every_variant(record, tmp_path):
         for tower in ("image", "text"):
             timing = variant["timing"][tower]
             assert timing["speedup"] == timing["dense"]["median"] / timing["variant"]["median"]
-            assert timing["dense"]["samples"] == 5
+            assert timing["dense"]["samples"] >= 5
     packed = record["variants"][0]
     assert packed["metrics"].keys() == packed["packed_metrics"].keys()
     assert max(packed["packed_error"].values()) < 1e-4
