@@ -91,8 +91,14 @@ def test_measured_at_the_examples_shapes(clip, monkeypatch):
     vlprune.prune_(clip, MagnitudeConfig())
     pretend(monkeypatch, 2.0, 1.0)
     report = vlprune.sparsify_(clip, example=(torch.randn(5, 3, 32, 32), torch.randint(1, 50, (5, 12))))
-    tokens = {layer.name.split(".")[0]: layer.tokens for layer in report.layers}
-    assert tokens == {"visual": 5 * 17, "transformer": 5 * 12}
+    last = "visual.transformer.resblocks.2"
+    alone = {f"{last}.{own}" for own in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj")}
+    assert {layer.tokens for layer in report.layers if layer.name in alone} == {5}
+    others = [layer for layer in report.layers if layer.name not in alone]
+    assert len(others) == len(report.layers) - 3
+    assert {(layer.name.split(".")[0], layer.tokens) for layer in others} == {
+        ("visual", 5 * 17), ("transformer", 5 * 12)
+    }  # fmt: skip
 
 
 def test_images_alone_leave_the_text_tower_dense(clip, monkeypatch):

@@ -133,7 +133,7 @@ def sparsify_(
         filter_fn: ``(module, qualified name) -> bool``, True for the layers to consider.
 
     """
-    from .nn.blocks import fuse_
+    from .nn.blocks import fuse_, one_token_layers
 
     ops.check_backend(backend)
     swaps = _Swaps(model)
@@ -151,6 +151,9 @@ def sparsify_(
         }
         layers = {name: layer for name, layer in layers.items() if _PATTERN.holds(layer.weight.detach())}
         shapes = _input_shapes(model, layers, example) if only_if_faster and layers else {}
+        for name in shapes.keys() & one_token_layers(model):
+            batch, _, features = shapes[name]
+            shapes[name] = torch.Size((batch, 1, features))
         timed: dict[tuple[Any, ...], _Verdict] = {}
         choices = tuple(
             _choose(swaps, name, layer, backend, only_if_faster, shapes, timed)

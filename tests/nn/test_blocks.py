@@ -187,6 +187,45 @@ def test_whoever_looks_sees_what_was_there(place, kind):
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", ["hook", "pre-hook"])
+def test_hooks_of_all_modules_see_what_was_there(kind):
+    from torch.nn.modules import module as every
+
+    def look(model):
+        seen = []
+
+        def note(module, args, out=None):
+            seen.extend((type(module).__name__, v) for v in (*args, out) if isinstance(v, torch.Tensor))
+
+        register = "register_module_forward_hook" if kind == "hook" else "register_module_forward_pre_hook"
+        handle = getattr(every, register)(note)
+        try:
+            with torch.no_grad():
+                model.encode_image(IMAGES)
+        finally:
+            handle.remove()
+        return seen
+
+    model, plain, _ = packed()
+    ours, theirs = look(model), look(plain)
+    assert [name for name, _ in ours] == [name for name, _ in theirs]
+    assert_same([value for _, value in ours], [value for _, value in theirs])
+
+
+@pytest.mark.parametrize("layer", [0, -1], ids=["first block", "last block"])
+def test_a_replaced_attention_is_called(layer):
+    model, plain, _ = packed()
+    before = model.encode_image(IMAGES)
+    for one in (model, plain):
+        block = one.visual.transformer.resblocks[layer]
+        attend = block.attention
+        block.attention = lambda *args, attend=attend, **how: 3 * attend(*args, **how)
+    with torch.no_grad():
+        after = model.encode_image(IMAGES)
+        assert_same([after], [plain.encode_image(IMAGES)])
+    assert (after - before).abs().max() > 0.01
+
+
 def test_gradients():
     def gradients(model):
         images, texts = inputs(model)
@@ -316,6 +355,9 @@ def test_the_convolution(kernel, size, layout):
     with torch.no_grad():
         for images in (x, x[:0], x[1]):
             torch.testing.assert_close(product(images), conv(images))
+        for wrong in (x[:, :, :0], torch.cat([x, x], 1)):
+            with pytest.raises(RuntimeError, match=r"kernel size|Kernel size|channels"):
+                product(wrong)
     gradients = [torch.autograd.grad(c(x).square().sum(), c.weight)[0] for c in (product, conv)]
     torch.testing.assert_close(*gradients)
 

@@ -150,7 +150,13 @@ class Linear24(nn.Module):
             x, self.values, self.meta, self.bias, self.activation,
             backend=self.backend, residual=residual if fits else None,
         )  # fmt: skip
-        return y if fits or residual is None else residual + y
+        if fits or residual is None:
+            return y
+        if residual.shape != y.shape:
+            raise ValueError(
+                f"linear24: expected residual of shape {tuple(y.shape)}, got {tuple(residual.shape)}"
+            )
+        return residual + y
 
     def extra_repr(self) -> str:
         """The arguments that made it."""
