@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -11,6 +12,9 @@
 
 namespace vlprune {
 namespace {
+
+// Rows of the gradient that a part has at least: clearing and adding up its own sums for A costs as much as a few.
+constexpr int64_t rows_a_part = 64;
 
 const MaskedUpdateVariant& variant(DType dtype, Isa isa) {
     if (dtype == DType::f16) throw std::invalid_argument("masked_update: float16 is not computed natively on the CPU");
@@ -61,21 +65,27 @@ void masked_update_backward(const void* grad, DType dtype, int64_t rows, int64_t
     const MaskedUpdateGradient problem{grad, panels.data(), b,   reinterpret_cast<const uint8_t*>(keep),
                                        for_b, cols,         rank};
     const MaskedUpdateGradientRows run = dtype == DType::f32 ? chosen.gradient_f32 : chosen.gradient_bf16;
-    const int parts = row_parts(rows, cols, threads);
+    const int parts = static_cast<int>(std::clamp<int64_t>(rows / rows_a_part, 1, row_parts(rows, cols, threads)));
     const size_t own = panels.size() + static_cast<size_t>(rank * masked_update_sums);
-    std::vector<float> shares(own * static_cast<size_t>(parts));
+    const std::unique_ptr<float[]> shares(new float[own * static_cast<size_t>(parts)]);
     parallel_parts(parts, [&](int part, int count) {
-        float* share = shares.data() + own * static_cast<size_t>(part);
+        float* share = shares.get() + own * static_cast<size_t>(part);
+        std::fill_n(share, panels.size(), 0.0f);
         run(problem, rows * part / count, rows * (part + 1) / count, share, share + panels.size());
     });
-    for (int64_t k = 0; k < rank; ++k)
-        for (int64_t j = 0; j < cols; ++j) {
-            const auto at = static_cast<size_t>(j / chosen.panel * chosen.panel * rank + k * chosen.panel +
-                                                j % chosen.panel);
-            float sum = 0.0f;
-            for (size_t part = 0; part < static_cast<size_t>(parts); ++part) sum += shares[part * own + at];
-            for_a[k * cols + j] = sum;
+    const int64_t columns = chosen.panel, many = (cols + columns - 1) / columns;
+    parallel_parts(static_cast<int>(std::min<int64_t>(parts, many)), [&](int part, int count) {
+        for (int64_t index = many * part / count; index < many * (part + 1) / count; ++index) {
+            float* sum = shares.get() + index * columns * rank;
+            for (int other = 1; other < parts; ++other) {
+                const float* share = sum + own * static_cast<size_t>(other);
+                for (int64_t i = 0; i < columns * rank; ++i) sum[i] += share[i];
+            }
+            const int64_t from = index * columns;
+            for (int64_t k = 0; k < rank; ++k)
+                std::copy_n(sum + k * columns, std::min(columns, cols - from), for_a + k * cols + from);
         }
+    });
 }
 
 }  // namespace vlprune

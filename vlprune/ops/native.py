@@ -31,6 +31,9 @@ __all__ = [
     "wanda_pack24",
 ]
 
+# Above these ranks the products outweigh the passes over memory, and PyTorch's blocked ones are faster.
+_UPDATE_RANK, _GRADIENT_RANK = 192, 64
+
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
     """See `reference.column_sumsq`."""
@@ -177,6 +180,9 @@ def masked_update(
     """See `reference.masked_update`."""
     if not runs_natively("masked_update", weight.dtype):
         return reference.masked_update(weight, a, b, scale, keep)
+    if a.shape[0] > _UPDATE_RANK:
+        summed = reference.masked_update(weight, a, b, scale, None)
+        return summed if keep is None else masked_update(summed, a[:0], b[:, :0], keep=keep)
     rows, cols = weight.shape
     weight, a, b = weight.contiguous(), a.float().contiguous(), (b.float() * scale).contiguous()
     keep = None if keep is None else keep.contiguous()
@@ -194,6 +200,9 @@ def masked_update_backward(
     """See `reference.masked_update_backward`."""
     if not runs_natively("masked_update", grad.dtype):
         return reference.masked_update_backward(grad, a, b, scale, keep)
+    if a.shape[0] > _GRADIENT_RANK:
+        masked = grad if keep is None else masked_update(grad, a[:0], b[:, :0], keep=keep)
+        return reference.masked_update_backward(masked, a, b, scale, None)
     rows, cols = grad.shape
     grad, left, right = grad.contiguous(), (b.float() * scale).contiguous(), (a.float() * scale).contiguous()
     keep = None if keep is None else keep.contiguous()

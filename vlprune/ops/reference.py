@@ -193,11 +193,12 @@ def masked_update(
 def masked_update_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Its gradients in a and b, of their dtypes, for that of the result."""
-    masked = grad if keep is None else torch.where(keep, grad, 0)
+    """Its gradients in a and b, of their dtypes, for that of the result; float16 sums would overflow."""
+    wide = torch.float64 if grad.dtype is torch.float64 else torch.float32
+    masked = (grad if keep is None else torch.where(keep, grad, 0)).to(wide)
     with as_typed(grad.device):
-        for_a = (b.to(grad.dtype) * scale).T @ masked
-        for_b = masked @ (a.to(grad.dtype) * scale).T
+        for_a = (b.to(wide) * scale).T @ masked
+        for_b = masked @ (a.to(wide) * scale).T
     return for_a.to(a.dtype), for_b.to(b.dtype)
 
 
