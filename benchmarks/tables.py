@@ -14,6 +14,7 @@ from typing import Any
 from vlprune import report
 from vlprune.bench import OURS, crossovers
 from vlprune.files import read_json
+from vlprune.report.frontier import frontier_table
 
 from .frontier import split_way
 
@@ -21,9 +22,11 @@ __all__ = [
     "accuracy",
     "accuracy_table",
     "crossover_table",
+    "frontier_text",
     "linear24",
     "linear24_mean",
     "linear24_rate",
+    "linear24_ratios",
     "linear24_table",
     "mope",
     "recovery_table",
@@ -58,6 +61,11 @@ def run_text(name: str) -> str:
     return report.table(result(name))
 
 
+def frontier_text(name: str) -> str:
+    """The Pareto front of accuracy against speed as the benchmark prints it."""
+    return frontier_table(result(name))
+
+
 def accuracy(name: str, row: str) -> float:
     """Mean over draws of the figure that models are compared by, in percent."""
     return statistics.mean(_primaries(name, row))
@@ -83,6 +91,11 @@ def linear24_rate(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
 def linear24_mean(dtype: str) -> float:
     """Geometric mean of these speeds over all shapes and numbers of tokens."""
     return statistics.geometric_mean(row["speedup"] for row in _linear24_rows() if row["dtype"] == dtype)
+
+
+def linear24_ratios(dtype: str, peer: str) -> list[float]:
+    """Speeds over one of the dense forms, by its name in the file."""
+    return [row["ratios"][peer]["median"] for row in _linear24_rows() if row["dtype"] == dtype]
 
 
 def scoring(figure: str, cases: Iterable[str]) -> list[float]:
@@ -175,19 +188,17 @@ def _primaries(name: str, row: str) -> list[float]:
 
 
 def _linear24_rows() -> list[dict[str, Any]]:
-    """The file's rows: those of `vlprune bench --tokens`, or of the time before it had other operators."""
-    found = result("linear24")
-    if "format" not in found:
-        return [{**row, "seconds": row["sparse"]["median"]} for row in found["rows"]]
+    """The products of `vlprune bench --tokens`; a speed is that over the fastest dense form."""
     full = {"fp32": "float32", "bf16": "bfloat16"}
     return [
         {
             "dtype": full[row["dtype"]],
             **{key: row["sizes"][key] for key in ("tokens", "in", "out")},
             "speedup": row["speedup"],
+            "ratios": row["ratios"],
             "seconds": row["times"][OURS]["median"],
         }
-        for row in found["rows"]
+        for row in result("linear24")["rows"]
         if row["op"] == "linear24" and row["dtype"] in full and row["sizes"]["activation"] is None
     ]
 
