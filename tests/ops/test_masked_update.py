@@ -60,9 +60,18 @@ def updated_by(variant, weight, a, b, keep, threads=1, out=None):
     return out
 
 
-@pytest.mark.parametrize("dtype", CODES, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def at_every_size(test):
+    """The test for every dtype, rank and shape."""
+    for mark in (
+        pytest.mark.parametrize("dtype", CODES, ids=lambda dtype: str(dtype)[6:]),
+        pytest.mark.parametrize("rank", RANKS),
+        pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape))),
+    ):
+        test = mark(test)
+    return test
+
+
+@at_every_size
 def test_every_variant(variant, shape, rank, dtype):
     weight, a, b, keep = case(*shape, rank, dtype)
     for mask in (keep, None):
@@ -120,9 +129,7 @@ def check_gradients(found, grad, a, b, scale, keep, run=100):
         assert ((own.double() - other).abs() <= run * 2.0**-24 * abs(scale) * size + rounding).all()
 
 
-@pytest.mark.parametrize("dtype", CODES, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@at_every_size
 def test_gradients_of_every_variant(variant, shape, rank, dtype):
     grad, a, b, keep = case(*shape, rank, dtype)
     for mask in (keep, None):
