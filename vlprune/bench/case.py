@@ -29,7 +29,7 @@ class Work:
         moved: bytes that each call has to read and write at least, as far as known.
         more: what else the row of a result should say.
         waits: names of calls that wait for the device, and so cannot be captured in a CUDA graph.
-        against: peers of which a speed-up is over the fastest; none given means the first peer.
+        against: peers of which a speed-up is over the fastest there is; without any, the first peer.
 
     """
 

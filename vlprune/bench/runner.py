@@ -128,7 +128,8 @@ def measure_case(case: Case, device: torch.device, effort: Effort) -> dict[str, 
     )
     times = {name: measure.Timing.of(seconds) for name, seconds in samples.items()}
     ratios = {name: _paired(seconds, samples[OURS]) for name, seconds in samples.items() if name != OURS}
-    peer = min(work.against or list(ratios)[:1], key=lambda name: times[name].median, default=None)
+    rivals = [name for name in work.against if name in ratios] or list(ratios)[:1]
+    peer = min(rivals, key=lambda name: times[name].median, default=None)
     return {
         **_about(case),
         "largest_error": error,

@@ -17,11 +17,12 @@ from ..models import split_attention_
 from ..prune import prune_
 from ..sparsify import sparsify_
 from .case import DTYPES, OURS, Call, Case, Work
+from .ops_cases import DENSE32
 
 __all__ = ["tower_case"]
 
-# As it is; without the work that no result needs, as the packed one; in float32, where others are slow.
-DENSE, FUSED, DENSE32 = "dense", "dense, fused", "dense fp32"
+# As it is; without the work that no result needs, as the packed one.
+DENSE, FUSED = "dense", "dense, fused"
 
 
 def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: bool) -> Case:
@@ -68,7 +69,7 @@ def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: 
             check,
             _operations(dense, encode),
             more={"sparsify": {"layers": own}},
-            against=tuple(name for name in (DENSE, DENSE32) if name in calls),
+            against=(DENSE, DENSE32),
         )
 
     sizes = {"model": model, "tower": tower, "batch": batch}
