@@ -19,6 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if dist.is_available():
+    # its functions' defaults keep the group that exists when it is first imported, and with it gloo's threads
+    # past `destroy_process_group`, to abort a process that ends; torch.compile and FSDP import it late
+    import torch.distributed.nn.functional
+
 __all__ = ["alone", "gather", "hides_progress", "is_first", "losing_none", "of_first_rank", "on_all_ranks",
            "own_share", "rank", "same_on_ranks", "send_from_first", "sum_over_ranks", "under_torchrun",
            "world_size"]  # fmt: skip
