@@ -17,7 +17,7 @@ TRITON = ("column_sumsq", "masked_update", "wanda_mask", "wanda_pack24", "wanda_
 NATIVE = (*TRITON, "pack24", "unpack24", "linear24")
 ON_CUDA = ("sm90", "sm80", "cusparselt")
 KNOWN = "torch, cpu, triton, sm90, sm80, cusparselt"
-COMPOSED = ("wanda_scores", "select")
+COMPOSED = ("wanda_scores", "select", "linear24_scaled")
 
 
 def test_table():

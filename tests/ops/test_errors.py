@@ -16,6 +16,7 @@ A, B = torch.ones(3, 8), torch.ones(4, 3)
 VALUES, META = packed(6, 8)
 X = torch.ones(3, 8)
 QKV = torch.ones(2, 5, 24)
+Q, S, QV, VS = *ops.quantize_rows(X), *ops.quantize_rows(VALUES)
 ON_META = torch.device("meta")
 
 CALLS = {
@@ -65,6 +66,23 @@ CALLS = {
     "linear-residual": (lambda: ops.linear24(X, VALUES, META, residual=X), "linear24: expected residual of shape (3, 6), dtype float32 on cpu, got (3, 8), float32 on cpu"),
     "linear-residual-dtype": (lambda: ops.linear24(X, VALUES, META, residual=torch.ones(3, 6).half()), "linear24: expected residual of shape (3, 6), dtype float32 on cpu, got (3, 6), float16 on cpu"),
     "linear-residual-device": (lambda: ops.linear24(X, VALUES, META, residual=torch.ones(3, 6, device=ON_META)), "linear24: expected residual of shape (3, 6), dtype float32 on cpu, got (3, 6), float32 on meta"),
+    "quantize-int": (lambda: ops.quantize_rows(X.int()), "quantize_rows: expected x of dtype float32, bfloat16, float16 or float64, got int32"),
+    "quantize-dtype": (lambda: ops.quantize_rows(X, torch.uint8), "quantize_rows: expected dtype int8 or float8_e4m3fn, got uint8"),
+    "quantize-empty": (lambda: ops.quantize_rows(X[:, :0]), "quantize_rows: expected x of shape [..., in], in at least 1, got (3, 0)"),
+    "scaled-x-float": (lambda: ops.linear24_scaled(X, S, QV, META, VS), "linear24_scaled: expected x of dtype int8 or float8_e4m3fn, got float32"),
+    "scaled-values-float": (lambda: ops.linear24_scaled(Q, S, VALUES, META, VS), "linear24_scaled: expected values of dtype int8 or float8_e4m3fn, got float32"),
+    "scaled-mixed": (lambda: ops.linear24_scaled(Q, S, QV.to(torch.float8_e4m3fn), META, VS), "linear24_scaled: expected values of dtype int8 as x has, got float8_e4m3fn"),
+    "scaled-x": (lambda: ops.linear24_scaled(Q[:, :6], S, QV, META, VS), "linear24_scaled: expected x of shape [..., 8] for values of shape (6, 4), got (3, 6)"),
+    "scaled-device": (lambda: ops.linear24_scaled(Q.to(ON_META), S, QV, META, VS), "linear24_scaled: expected values on meta as x is, got cpu"),
+    "scaled-out": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, out_dtype=torch.float32), "linear24_scaled: expected out_dtype bfloat16 or float16, got float32"),
+    "scaled-scale": (lambda: ops.linear24_scaled(Q, S[:, None], QV, META, VS), "linear24_scaled: expected x_scale of shape (3,), dtype float32 on cpu, got (3, 1), float32 on cpu"),
+    "scaled-weight-scale": (lambda: ops.linear24_scaled(Q, S, QV, META, VS.double()), "linear24_scaled: expected weight_scale of shape (6,), dtype float32 on cpu, got (6,), float64 on cpu"),
+    "scaled-bias": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, NORM[:6].bfloat16()), "linear24_scaled: expected bias of shape (6,), dtype float32 on cpu, got (6,), bfloat16 on cpu"),
+    "scaled-residual": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, residual=torch.ones(3, 6)), "linear24_scaled: expected residual of shape (3, 6), dtype bfloat16 on cpu, got (3, 6), float32 on cpu"),
+    "scaled-activation": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, None, "relu"), 'linear24_scaled: expected activation None, "gelu" or "quick_gelu", got \'relu\''),
+    "scaled-zero": (lambda: ops.linear24_scaled(Q, S * 0, QV, META, VS), "linear24_scaled: expected x_scale finite and above 0, got 0.0 at row 0"),
+    "scaled-nan": (lambda: ops.linear24_scaled(Q, S, QV, META, VS * math.nan), "linear24_scaled: expected weight_scale finite and above 0, got nan at row 0"),
+    "scaled-cannot": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, backend="cpu"), 'linear24_scaled: backend "cpu" was asked for, but linear24_scaled is composed of PyTorch operators only'),
     "update-weight": (lambda: ops.masked_update(W[0], A, B), "masked_update: expected weight of shape [out, in], got (8,)"),
     "update-a": (lambda: ops.masked_update(W, A[:, :6], B), "masked_update: expected a of shape [rank, 8], got (3, 6)"),
     "update-a-rank": (lambda: ops.masked_update(W, A[0], B), "masked_update: expected a of shape [rank, 8], got (8,)"),

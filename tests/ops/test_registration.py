@@ -11,6 +11,11 @@ from .cases import normal, packed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def scaled(x, values, meta):
+    (q, x_scale), (packed_q, weight_scale) = ops.quantize_rows(x), ops.quantize_rows(values)
+    return q, x_scale, packed_q, meta, weight_scale
+
+
 def arguments(dtype):
     """Name -> list of arguments for each operator; what is differentiable requires a gradient."""
     weight, norm = normal(12, 24, dtype=dtype), normal(24, seed=1).abs()
@@ -56,6 +61,10 @@ def arguments(dtype):
                 gadded.transpose(0, 1).contiguous().transpose(0, 1),
             ),
         ],
+        "linear24_scaled": [
+            (*scaled(x, values, meta), torch.bfloat16, normal(12), "gelu"),
+            (*scaled(x, values, meta), torch.float16, None, None, "auto", added.half()),
+        ],
         "masked_update": [
             (weight, normal(3, 24), normal(12, 3)),
             (weight, normal(3, 24, dtype=dtype), normal(12, 3, dtype=dtype), 0.5, weight > 0),
@@ -85,6 +94,15 @@ def test_opcheck(op, dtype, case):
 
 def function_of(op):
     """The public function, with the operator's own arguments."""
+    if op == "linear24_scaled":
+
+        def linear24_scaled(
+            x, x_scale, values, meta, scale, out, bias=None, act=None, backend="auto", add=None
+        ):
+            ends = {"out_dtype": out, "backend": backend, "residual": add}
+            return ops.linear24_scaled(x, x_scale, values, meta, scale, bias, act, **ends)
+
+        return linear24_scaled
     if op != "linear24":
         return getattr(ops, op)
 

@@ -22,6 +22,7 @@ from .functional import (
 )
 from .isa import cpu_isa
 from .prepared import prepare24
+from .scaled import linear24_scaled, quantize_rows
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -32,9 +33,11 @@ __all__ = [
     "cpu_isa",
     "head_attention",
     "linear24",
+    "linear24_scaled",
     "masked_update",
     "pack24",
     "prepare24",
+    "quantize_rows",
     "select",
     "tune24",
     "unpack24",

@@ -38,6 +38,7 @@ _OPS = (
     "pack24",
     "unpack24",
     "linear24",
+    "linear24_scaled",
     "head_attention",
     "masked_update",
 )

@@ -9,6 +9,7 @@ from ..patterns import Pattern
 
 __all__ = [
     "FLOAT_DTYPES",
+    "SCALED_DTYPES",
     "broadcasts",
     "check_device",
     "check_float",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SCALED_DTYPES = (torch.int8, torch.float8_e4m3fn)
 _SCOPES = ("row", "layer")
 
 
@@ -80,10 +82,15 @@ def check_selection(
     return kind.name
 
 
-def check_packed(op: str, values: Tensor, meta: Tensor) -> None:
-    """Refuse what has not the form of a packed weight."""
-    if values.dtype not in FLOAT_DTYPES:
-        check_float(op, "values", values)
+def check_packed(
+    op: str, values: Tensor, meta: Tensor, dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
+) -> None:
+    """Refuse what has not the form of a packed weight of one of `dtypes`."""
+    if values.dtype not in dtypes:
+        *names, last = (str(dtype)[6:] for dtype in dtypes)
+        raise ValueError(
+            f"{op}: expected values of dtype {', '.join(names)} or {last}, got {name_of(values)}"
+        )
     if values.dim() != 2 or values.shape[1] % 2:
         raise ValueError(
             f"{op}: expected values of shape [out, in/2] with in divisible by 4, got {tuple(values.shape)}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels.packed import empty_packed
 from . import autograd, native, reference, triton_ops
+from .backend import why_not
 from .cuda24 import entry
 
 __all__ = ["LIBRARY"]
@@ -29,6 +30,9 @@ _SCHEMAS = (
     "unpack24(Tensor values, Tensor meta) -> Tensor",
     "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
     'str? activation=None, str backend="auto", Tensor? residual=None) -> Tensor',
+    "linear24_scaled(Tensor x, Tensor x_scale, Tensor values, Tensor meta, Tensor weight_scale, "
+    "ScalarType out_dtype, Tensor? bias=None, str? activation=None, "
+    'str backend="auto", Tensor? residual=None) -> Tensor',
     "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
     "masked_update(Tensor weight, Tensor a, Tensor b, float scale=1.0, Tensor? keep=None) -> Tensor",
     "_masked_update_backward(Tensor grad, Tensor a, Tensor b, float scale, Tensor? keep) -> (Tensor, Tensor)",
@@ -51,6 +55,26 @@ def _linear24_anywhere(
     if backend not in ("auto", "torch"):
         raise ValueError(f'linear24: backend "{backend}" takes no tensors on {x.device.type}')
     return reference.linear24(x, values, meta, bias, activation, residual)
+
+
+def _linear24_scaled_anywhere(
+    x: Tensor,
+    x_scale: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+    residual: Tensor | None = None,
+) -> Tensor:
+    if backend not in ("auto", "torch"):
+        reason = why_not(backend, "linear24_scaled", device=x.device)
+        raise ValueError(f'linear24_scaled: backend "{backend}" was asked for, but {reason}')
+    return reference.linear24_scaled(
+        x, x_scale, values, meta, weight_scale, out_dtype, bias, activation, residual
+    )
 
 
 def _wanda_pack24_many(
@@ -116,6 +140,21 @@ def _fake_linear24(
     residual: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[0])
+
+
+def _fake_linear24_scaled(
+    x: Tensor,
+    x_scale: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+    residual: Tensor | None = None,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0], dtype=out_dtype)
 
 
 def _fake_masked_update(
@@ -186,6 +225,7 @@ _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda
 _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
+_register("linear24_scaled", _linear24_scaled_anywhere, _fake_linear24_scaled)
 _register(
     "masked_update",
     reference.masked_update,

@@ -22,6 +22,7 @@ __all__ = [
     "column_sumsq",
     "head_attention",
     "linear24",
+    "linear24_scaled",
     "masked_update",
     "masked_update_backward",
     "not_finite_message",
@@ -153,6 +154,32 @@ def linear24(
     return y if residual is None else y + residual
 
 
+def linear24_scaled(
+    x: Tensor,
+    x_scale: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``act((x W^T) * x_scale * weight_scale + bias) + residual``, summed exactly.
+
+    A product of two E4M3 numbers is a multiple of 2^-18 below 2^18, one of two int8 an integer: float64 adds
+    2^17 of them without rounding.
+    """
+    _check_scales("x_scale", x_scale)
+    _check_scales("weight_scale", weight_scale)
+    with as_typed(x.device):
+        sums = F.linear(rows_of(x).double(), unpack24(values.double(), meta))
+    z = sums.float() * x_scale.reshape(-1, 1) * weight_scale
+    y = activate(z if bias is None else z + bias, activation)
+    y = y.reshape(*x.shape[:-1], values.shape[0])
+    return (y if residual is None else y + residual).to(out_dtype)
+
+
 def as_typed(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off: what is computed has the dtype that its operands say, as it has in the other forms."""
     if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
@@ -225,6 +252,16 @@ def _check_finite(op: str, scores: Tensor) -> None:
     if scores.device.type == "cpu" and not bool(scores.isfinite().all()):
         row, column = (int(i) for i in scores.isfinite().logical_not().nonzero()[0])
         raise ValueError(not_finite_message(op, row, column, float(scores[row, column])))
+
+
+def _check_scales(name: str, scales: Tensor) -> None:
+    # Only on the CPU, as above.
+    if scales.device.type == "cpu" and not bool(((scales > 0) & scales.isfinite()).all()):
+        flat = scales.reshape(-1)
+        row = int(((flat > 0) & flat.isfinite()).logical_not().nonzero()[0])
+        raise ValueError(
+            f"linear24_scaled: expected {name} finite and above 0, got {float(flat[row])} at row {row}"
+        )
 
 
 def _indices(meta: Tensor, groups: int) -> Tensor:
