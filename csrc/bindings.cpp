@@ -162,5 +162,6 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
     m.attr("why_no_cuda") = VLPRUNE_WHY_NO_CUDA;
 #endif
     bind_meta(m, "sm90", sm90_meta_bytes, sm90_reorder_meta);
+    bind_meta(m, "sm90_scaled", sm90_scaled_meta_bytes, sm90_scaled_reorder_meta);
     bind_meta(m, "sm80", sm80_meta_bytes, sm80_reorder_meta);
 }

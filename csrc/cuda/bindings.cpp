@@ -35,6 +35,7 @@ Linear24Call contiguous(int64_t tokens, int64_t out, int64_t in, int dtype) {
     call.out = out;
     call.in = in;
     call.dtype = static_cast<DType>(dtype);
+    call.y_dtype = DType::bf16;  // of the two, which are alike in size
     return call;
 }
 
@@ -71,16 +72,20 @@ void bind(py::module_& m, const Architecture& a) {
         (a.prefix + "_run").c_str(),
         [a](int config, Address x, int64_t ldx, Address values, Address meta, Address bias, Address residual,
             int64_t ldr, Address y, int64_t ldy, int64_t tokens, int64_t out, int64_t in, int dtype,
-            int activation, Address workspace, size_t workspace_bytes, int sms, Address stream) {
+            int activation, Address workspace, size_t workspace_bytes, int sms, Address stream, Address x_scale,
+            Address w_scale, int y_dtype) {
             return a.run(config, {at(x), ldx, at(values), at(meta), at(bias), at(residual), residual ? ldr : 0,
                                   reinterpret_cast<void*>(y), ldy, tokens, out, in, static_cast<DType>(dtype),
                                   static_cast<Activation>(activation), reinterpret_cast<void*>(workspace),
-                                  workspace_bytes, sms, reinterpret_cast<cudaStream_t>(stream)});
+                                  workspace_bytes, sms, reinterpret_cast<cudaStream_t>(stream),
+                                  static_cast<const float*>(at(x_scale)), static_cast<const float*>(at(w_scale)),
+                                  static_cast<DType>(y_dtype)});
         },
         py::arg("config"), py::arg("x"), py::arg("ldx"), py::arg("values"), py::arg("meta"), py::arg("bias"),
         py::arg("residual"), py::arg("ldr"), py::arg("y"), py::arg("ldy"), py::arg("tokens"), py::arg("out"),
         py::arg("in_"), py::arg("dtype"), py::arg("activation"), py::arg("workspace"),
-        py::arg("workspace_bytes"), py::arg("sms"), py::arg("stream"),
+        py::arg("workspace_bytes"), py::arg("sms"), py::arg("stream"), py::arg("x_scale") = 0,
+        py::arg("w_scale") = 0, py::arg("y_dtype") = 0,
         py::call_guard<py::gil_scoped_release>());
 }
 
@@ -96,5 +101,7 @@ PYBIND11_MODULE(_C_cuda, m) {
         },
         py::arg("code"));
     bind(m, {"sm90", sm90_configs, sm90_config, sm90_workspace, sm90_why_not, sm90_run});
+    bind(m, {"sm90_scaled", sm90_scaled_configs, sm90_scaled_config, sm90_scaled_workspace, sm90_scaled_why_not,
+             sm90_scaled_run});
     bind(m, {"sm80", sm80_configs, sm80_config, sm80_workspace, sm80_why_not, sm80_run});
 }

@@ -4,6 +4,9 @@
 // x [tokens, in], residual and y [tokens, out] are row-major with a stride from token to token; `values`
 // [out, in/2] is the packed weight as it is stored, `meta` its indices in the order of that architecture
 // (linear24_meta.h). All pointers are on the device of `stream`; nothing is allocated, nothing waits.
+//
+// With x and W of 8 bits the sum is multiplied by x_scale[t] * w_scale[o] before the bias is added: int8 is
+// summed in int32.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -19,18 +22,21 @@ struct Linear24Call {
     int64_t ldx;
     const void* values;
     const void* meta;
-    const void* bias;      // [out], may be null
+    const void* bias;      // [out], may be null; float32 where there are scales
     const void* residual;  // may be null
     int64_t ldr;
     void* y;
     int64_t ldy;
     int64_t tokens, out, in;
-    DType dtype;  // of x, values, bias, residual and y
+    DType dtype;  // of x and values; without scales of bias, residual and y too
     Activation activation;
     void* workspace;  // of at least workspace_bytes, which smXX_workspace says
     size_t workspace_bytes;
     int sms;  // multiprocessors to fill
     cudaStream_t stream;
+    const float* x_scale;  // [tokens] and [out], for s8 and e4m3 alone
+    const float* w_scale;
+    DType y_dtype;  // of residual and y, where there are scales: bf16 or f16
 };
 
 // One way to cut the product into tiles. Numbers of configs are per architecture, from 0.
@@ -54,6 +60,13 @@ ConfigInfo sm90_config(int config);
 size_t sm90_workspace(int config, const Linear24Call& call);
 const char* sm90_why_not(int config, const Linear24Call& call);
 int sm90_run(int config, const Linear24Call& call);
+
+// The same for x and W of 8 bits, with configs and numbers of their own.
+int sm90_scaled_configs();
+ConfigInfo sm90_scaled_config(int config);
+size_t sm90_scaled_workspace(int config, const Linear24Call& call);
+const char* sm90_scaled_why_not(int config, const Linear24Call& call);
+int sm90_scaled_run(int config, const Linear24Call& call);
 
 int sm80_configs();
 ConfigInfo sm80_config(int config);

@@ -9,6 +9,10 @@ namespace vlprune {
 int64_t sm90_meta_bytes(int64_t out, int64_t in);
 void sm90_reorder_meta(const uint8_t* meta, int64_t out, int64_t in, uint8_t* to);
 
+// For weights of 8 bits.
+int64_t sm90_scaled_meta_bytes(int64_t out, int64_t in);
+void sm90_scaled_reorder_meta(const uint8_t* meta, int64_t out, int64_t in, uint8_t* to);
+
 int64_t sm80_meta_bytes(int64_t out, int64_t in);
 void sm80_reorder_meta(const uint8_t* meta, int64_t out, int64_t in, uint8_t* to);
 

@@ -45,7 +45,7 @@ template <class Kernel>
 int splits(const Linear24Call& call) {
     if (!splits_in<Kernel>) return 1;
     const int64_t fill = (call.sms > 0 && call.sms < most_sms ? call.sms : most_sms) / tiles<Kernel>(call);
-    const int64_t most = divided_up(call.in, tile_in) / 2;
+    const int64_t most = divided_up(call.in, cute::size<2>(typename Kernel::TileShape{})) / 2;
     return static_cast<int>(std::max<int64_t>(1, std::min(fill, most)));
 }
 
@@ -64,9 +64,13 @@ template <class Kernel>
 typename Kernel::Params make_params(const Linear24Call& call) {
     using MainLoop = typename Kernel::CollectiveMainloop;
     using Element = typename Kernel::ElementB;
+    using Stored = typename Kernel::ElementD;
     const int out = static_cast<int>(call.out), tokens = static_cast<int>(call.tokens);
     const int in = static_cast<int>(call.in);
     const auto shape = cute::make_shape(out, tokens, in, 1);
+    // Indices of no inputs have to be in ascending order too, so there are some for all of the last tile.
+    constexpr int tile = cute::size<2>(typename Kernel::TileShape{});
+    const auto padded = cute::make_shape(out, tokens, static_cast<int>(divided_up(in, tile)) * tile, 1);
     // A residual that is not there is never read, but its tensor map is made all the same.
     const int64_t ldr = call.residual ? call.ldr : call.ldy;
     const void* residual = call.residual ? call.residual : call.y;
@@ -79,10 +83,10 @@ typename Kernel::Params make_params(const Linear24Call& call) {
                           static_cast<const Element*>(call.x),
                           cute::make_stride(call.ldx, cute::_1{}, int64_t{0}),
                           static_cast<const typename MainLoop::ElementE*>(call.meta),
-                          MainLoop::SparseConfig::fill_layoutE(shape)};
-    arguments.epilogue.ptr_C = static_cast<const Element*>(residual);
+                          MainLoop::SparseConfig::fill_layoutE(padded)};
+    arguments.epilogue.ptr_C = static_cast<const Stored*>(residual);
     arguments.epilogue.dC = cute::make_stride(cute::_1{}, ldr, int64_t{0});
-    arguments.epilogue.ptr_D = static_cast<Element*>(call.y);
+    arguments.epilogue.ptr_D = static_cast<Stored*>(call.y);
     arguments.epilogue.dD = cute::make_stride(cute::_1{}, call.ldy, int64_t{0});
     constexpr int cluster = cute::size(typename Kernel::ClusterShape{});
     arguments.hw_info.sm_count = call.sms / cluster * cluster;
@@ -114,10 +118,18 @@ bool point_to(const Linear24Call& call, typename Kernel::Params& params) {
     const auto points = [&](auto& copy, const void* address) {
         return replace(&copy.tma_desc_, const_cast<void*>(address)) == CUDA_SUCCESS;
     };
-    auto& [activated, residual, add] = params.epilogue.thread;
-    activated.op_0.op_1.ptr_col = static_cast<const typename Kernel::ElementB*>(call.bias);
+    auto& [activated, residual, end] = params.epilogue.thread;
+    if constexpr (sizeof(typename Kernel::ElementB) == 1) {
+        auto& [output_scale, product, bias, add] = activated.op_0;
+        output_scale.ptr_col = call.w_scale;
+        product.op_0.ptr_row = call.x_scale;
+        bias.ptr_col = static_cast<const float*>(call.bias);
+        end.set = call.y_dtype == DType::f16;
+    } else {
+        activated.op_0.op_1.ptr_col = static_cast<const typename Kernel::ElementB*>(call.bias);
+    }
     activated.op_1 = {call.activation != Activation::none, gate_of(call.activation)};
-    residual.present = call.residual != nullptr;
+    residual.set = call.residual != nullptr;
     if constexpr (splits_in<Kernel>) {
         if (splits<Kernel>(call) > 1) {
             const size_t end = call.workspace_bytes / 128 * 128;

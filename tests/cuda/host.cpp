@@ -34,7 +34,9 @@ int run(const Linear24Call& call) { return workspace(call) == 0; }
 
 #define CONFIG(name)                                                                        \
     template <> Instance name<DType::bf16>() { return {{#name, 1, 1, 1, 1, 1}, workspace, run}; } \
-    template <> Instance name<DType::f16>() { return {{#name, 1, 1, 1, 1, 1}, workspace, run}; }
+    template <> Instance name<DType::f16>() { return {{#name, 1, 1, 1, 1, 1}, workspace, run}; } \
+    template <> Instance name<DType::s8>() { return {{#name, 1, 1, 1, 1, 1}, workspace, run}; } \
+    template <> Instance name<DType::e4m3>() { return {{#name, 1, 1, 1, 1, 1}, workspace, run}; }
 CONFIGS
 }  // namespace sm90
 }  // namespace vlprune
@@ -51,16 +53,22 @@ int main() {
     for (const int64_t tokens : {int64_t{-1}, int64_t{0}, int64_t{1}, int64_t{50}, far})
         for (const int64_t out : {int64_t{-8}, int64_t{0}, int64_t{12}, int64_t{768}, far})
             for (const int64_t in : {int64_t{-64}, int64_t{0}, int64_t{8}, int64_t{768}, far})
-                for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+                for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::s8, DType::e4m3}) {
                     Linear24Call call{};
                     call.tokens = tokens, call.out = call.ldy = call.ldr = out, call.in = call.ldx = in;
-                    call.dtype = dtype, call.sms = 132, call.workspace_bytes = size_t{1} << 40;
+                    call.dtype = dtype, call.y_dtype = DType::bf16, call.sms = 132;
+                    call.workspace_bytes = size_t{1} << 40;
                     for (const int config : {-1000000, -1, 1000000})
                         ask("sm80", config, call, sm80_why_not, sm80_workspace, sm80_run),
-                            ask("sm90", config, call, sm90_why_not, sm90_workspace, sm90_run);
+                            ask("sm90", config, call, sm90_why_not, sm90_workspace, sm90_run),
+                            ask("sm90_scaled", config, call, sm90_scaled_why_not, sm90_scaled_workspace,
+                                sm90_scaled_run);
                     for (int config = 0; config <= sm80_configs(); ++config)
                         ask("sm80", config, call, sm80_why_not, sm80_workspace, sm80_run);
                     for (int config = 0; config <= sm90_configs(); ++config)
                         ask("sm90", config, call, sm90_why_not, sm90_workspace, sm90_run);
+                    for (int config = 0; config <= sm90_scaled_configs(); ++config)
+                        ask("sm90_scaled", config, call, sm90_scaled_why_not, sm90_scaled_workspace,
+                            sm90_scaled_run);
                 }
 }

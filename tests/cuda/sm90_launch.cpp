@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #include "cuda/linear24_sm90.h"
 
@@ -14,6 +15,9 @@ using namespace vlprune;
 namespace {
 
 constexpr uint64_t mark = 0x6d61705f6f665f78;
+constexpr DType dtype = DType::VLPRUNE_DTYPE;
+
+void* at(int64_t place, int64_t offset) { return reinterpret_cast<void*>((place << 28) + offset); }
 struct Map {
     uint64_t mark, address, rest[14];
 };
@@ -63,9 +67,18 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* launch, const void*, v
                 grid.x, grid.y, grid.z, launch->attrs[0].val.clusterDim.x, launch->attrs[0].val.clusterDim.y,
                 launch->dynamicSmemBytes);
     const auto* parameters = static_cast<const char*>(arguments[0]);
-    for (int found = 0, at = 0; found < 5; at += 64) {
-        const auto* map = reinterpret_cast<const Map*>(parameters + at);
+    int end = 0;
+    for (int found = 0; found < 5; end += 64) {
+        const auto* map = reinterpret_cast<const Map*>(parameters + end);
         if (map->mark == mark) std::printf("%s%llu", found++ ? ", " : "", (unsigned long long)map->address);
+    }
+    std::printf("], \"places\": [");
+    // Of bias and scales, which are no tensor maps, as far as the last map.
+    uint64_t address;
+    for (int at = 0, found = 0; at < end; at += 8) {
+        std::memcpy(&address, parameters + at, 8);
+        for (const uint64_t place : {4, 7, 8})
+            if (address == place << 28) std::printf("%s%d", found++ ? ", " : "", (int)place);
     }
     std::printf("]}\n");
     return cudaSuccess;
@@ -95,13 +108,18 @@ void __cudaPopCallConfiguration() {}
 
 // arguments: for each call tokens, out, in, ldx, ldr (0: no residual), ldy, and the offset added to addresses
 int main(int count, char** arguments) {
-    const sm90::Instance instance = sm90::VLPRUNE_CONFIG<DType::bf16>();
+    const sm90::Instance instance = sm90::VLPRUNE_CONFIG<dtype>();
+    constexpr bool scaled = dtype == DType::s8 || dtype == DType::e4m3;
     for (int i = 1; i + 6 < count; i += 7) {
         int64_t n[7];
         for (int j = 0; j < 7; ++j) n[j] = std::atoll(arguments[i + j]);
-        const auto at = [&](int64_t place) { return reinterpret_cast<void*>((place << 28) + n[6]); };
-        Linear24Call call{at(1), n[3], at(2), at(3), at(4), n[4] ? at(5) : nullptr, n[4], at(6), n[5], n[0], n[1], n[2],
-                          DType::bf16, Activation::gelu, nullptr, 0, 132, nullptr};
+        const auto moved = [&](int64_t place) { return at(place, n[6]); };
+        Linear24Call call{moved(1), n[3], moved(2), moved(3), at(4, 0), n[4] ? moved(5) : nullptr, n[4], moved(6),
+                          n[5], n[0], n[1], n[2], dtype, Activation::gelu, nullptr, 0, 132, nullptr};
+        if (scaled) {
+            call.x_scale = static_cast<const float*>(at(7, 0)), call.w_scale = static_cast<const float*>(at(8, 0));
+            call.y_dtype = DType::bf16;
+        }
         std::printf("{\"what\": \"run\", \"code\": %d}\n", instance.run(call));
     }
 }

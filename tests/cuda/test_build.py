@@ -50,21 +50,35 @@ def test_other_errors_come_through(tmp_path):
     assert "serialized" not in done.stderr
 
 
+# A small config of each dtype but float16, and the instruction it is made of.
+CONFIGS = {
+    "bf16": ("ping_pong_64x32", "HGMMA.SP.64x32x32.F32.BF16"),
+    "s8": ("ping_pong_64x64", "IGMMA.SP.64x64x64.S8.S8"),
+    "e4m3": ("ping_pong_64x64", "QGMMA.SP.64x64x64.F32.E4M3.E4M3"),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def dtype(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The smallest config: half a minute to one and a half."""
+def compiled(tmp_path_factory, dtype):
+    """Half a minute to one and a half each."""
     made = tmp_path_factory.mktemp("sm90") / "kernel.o"
     flags = [*HOPPER, "--expt-relaxed-constexpr", f"-I{CSRC}", "-isystem", cutlass()]
-    limits = ["-Xptxas", "--warn-on-spills,--warning-as-error"]
-    run([*STRICT, nvcc(), *flags, *limits, "-c", CSRC / "cuda/linear24_sm90_ping_pong_64x32.cu", "-o", made])
+    limits = ["-Xptxas", "--warn-on-spills,--warning-as-error", f"-DVLPRUNE_SM90_DTYPE={dtype}"]
+    source = CSRC / f"cuda/linear24_sm90_{CONFIGS[dtype][0]}.cu"
+    run([*STRICT, nvcc(), *flags, *limits, "-c", source, "-o", made])
     return made
 
 
 @pytest.mark.slow
-def test_sass_of_a_config(compiled):
+def test_sass_of_a_config(compiled, dtype):
     sass = run([cuobjdump(), "-sass", compiled], text=True).stdout
-    # One for each 32 of a tile's 128 inputs.
-    assert re.findall(r"\bHGMMA\S*", sass) == ["HGMMA.SP.64x32x32.F32.BF16"] * 4
+    # One for each 32 of a tile's 128 inputs of 16 bits, or 64 of 256 of 8.
+    assert re.findall(r"\b[HIQ]GMMA[^\s;]*", sass) == [CONFIGS[dtype][1]] * 4
     assert not re.findall(r"\b(?:LDL|STL)\b", sass)
     # Weights, tokens and results all go through the copy engine.
     assert re.findall(r"\bUTMALDG\S*", sass)
@@ -76,10 +90,11 @@ def test_sass_of_a_config(compiled):
 
 
 @pytest.fixture(scope="module")
-def launches(compiled):
+def launches(compiled, dtype):
     """What one call after the other asks of CUDA, for the config above."""
     program = compiled.with_name("program")
-    flags = ["-std=c++17", "-w", f"-I{CSRC}", *cuda_headers(), "-DVLPRUNE_CONFIG=ping_pong_64x32"]
+    flags = ["-std=c++17", "-w", f"-I{CSRC}", *cuda_headers(), f"-DVLPRUNE_DTYPE={dtype}"]
+    flags.append(f"-DVLPRUNE_CONFIG={CONFIGS[dtype][0]}")
     run([cxx(), *flags, ROOT / "tests/cuda/sm90_launch.cpp", compiled, "-o", program])
 
     def asked(*calls):
@@ -94,23 +109,25 @@ def address(place, offset=0):
 
 
 @pytest.mark.slow
-def test_tensor_maps_are_those_of_the_tensors(launches):
-    tokens, out, inputs, ldx, ldr, ldy = 197, 1000, 784, 800, 1024, 1008
+def test_tensor_maps_are_those_of_the_tensors(launches, dtype):
+    tokens, out, inputs, ldx, ldr, ldy = 197, 1000, 800, 816, 1024, 1008
+    size = 2 if dtype == "bf16" else 1
     asked = launches((tokens, out, inputs, ldx, ldr, ldy, 0))
     values, meta, x, residual, y = (each for each in asked if each["what"] == "encode")
-    assert (values["sizes"][:2], values["strides"][0]) == ([inputs // 2, out], inputs)
-    assert (x["sizes"][:2], x["strides"][0]) == ([inputs, tokens], 2 * ldx)
+    assert (values["sizes"][:2], values["strides"][0]) == ([inputs // 2, out], inputs // 2 * size)
+    assert (x["sizes"][:2], x["strides"][0]) == ([inputs, tokens], size * ldx)
     assert (residual["sizes"][:2], residual["strides"][0]) == ([out, tokens], 2 * ldr)
     assert (y["sizes"][:2], y["strides"][0]) == ([out, tokens], 2 * ldy)
-    # In units of 8 bytes: blocks of 64 outputs x 128 inputs, 16 along the outputs and 7 along the inputs.
-    assert math.prod(meta["sizes"]) * 8 == 16 * 7 * 1024
+    # In units of 8 bytes: blocks of 64 outputs x 128 inputs, 16 along the outputs and 7 along the inputs, 8
+    # where a tile is two of them.
+    assert math.prod(meta["sizes"]) * 8 == 16 * (7 if size == 2 else 8) * 1024
     assert [each["address"] for each in (x, values, meta, residual, y)] == [
         address(i) for i in (1, 2, 3, 5, 6)
     ]
 
 
 @pytest.mark.slow
-def test_a_shape_seen_before_only_gets_its_addresses(launches):
+def test_a_shape_seen_before_only_gets_its_addresses(launches, dtype):
     first = (50, 768, 768, 768, 0, 768, 0)
     asked = launches(first, (*first[:6], 4096), (51, *first[1:]))
     kinds = [each["what"] for each in asked]
@@ -130,6 +147,8 @@ def test_a_shape_seen_before_only_gets_its_addresses(launches):
     # Values, meta, x, the residual (none: y stands in), y.
     assert launched[0]["maps"] == [address(i) for i in (2, 3, 1, 6, 6)]
     assert launched[1]["maps"] == [address(i, 4096) for i in (2, 3, 1, 6, 6)]
+    # The bias, and where there are scales first those of the outputs and of the tokens.
+    assert [each["places"] for each in launched] == [[4] if dtype == "bf16" else [8, 7, 4]] * 3
     assert launched[0]["shared"] == asked[0]["value"] <= 232448
 
 

@@ -21,7 +21,8 @@ def answers(tmp_path_factory):
 
 def test_what_cannot_run_has_a_reason_no_workspace_and_an_error(answers):
     for architecture, config, tokens, out, inputs, dtype, reason, workspace, code in answers:
-        possible = tokens in (1, 50) and out == 768 and inputs == 768 and dtype != 0 and 0 <= config < 14
+        fits = dtype in ((3, 4) if architecture == "sm90_scaled" else (1, 2))
+        possible = tokens in (1, 50) and out == 768 and inputs == 768 and fits and 0 <= config < 14
         if possible and not reason:
             assert code == 0
         else:
@@ -29,9 +30,10 @@ def test_what_cannot_run_has_a_reason_no_workspace_and_an_error(answers):
             assert (workspace, code) == (0, 1)
 
 
-@pytest.mark.parametrize(("architecture", "configs"), [("sm80", 14), ("sm90", 9)])
+@pytest.mark.parametrize(("architecture", "configs"), [("sm80", 14), ("sm90", 9), ("sm90_scaled", 4)])
 def test_every_config_runs_what_is_possible_and_no_other_does(answers, architecture, configs):
-    asked = [a for a in answers if a[0] == architecture and a[2:6] == (50, 768, 768, 1)]
+    dtype = 3 if architecture == "sm90_scaled" else 1
+    asked = [a for a in answers if a[0] == architecture and a[2:6] == (50, 768, 768, dtype)]
     reasons = {config: reason for _, config, *_, reason, _, _ in asked}
     assert {config for config, reason in reasons.items() if not reason} == set(range(configs))
     assert reasons[-1] == reasons[configs] == reasons[1000000] == "there is no such config"
