@@ -2,6 +2,9 @@
 
     python -m benchmarks.gpu_linear24 [--part NAME] [--quick] [--out FILE]
 
+The part "scaled" has the same of `linear24_scaled` in int8 and E4M3, against torch._int_mm and
+torch._scaled_mm with a scale a row ("dense") and the product in bfloat16; quantising x is timed beside them.
+
 Weights are those of ViT-B/16, ViT-L/14 and of a model 4096 wide. "vlprune" is what `linear24` chooses by
 itself, "dense" is `F.linear`. Times are those of `gpu_common`. TFLOP/s count the dense product's operations.
 Results must be within twice the dense product's error of float64. cuSPARSELt runs the best of its default and
@@ -44,6 +47,12 @@ DEVICE = torch.device("cuda")
 BACKENDS = ("sm90", "sm80", "triton")
 # Tokens, outputs, inputs: less than a tile, no multiple of one, several, with inputs to share out.
 CHECKED = ((1, 8, 64), (9, 136, 192), (50, 200, 1024), (130, 264, 128), (77, 48, 80))
+CHECKED_DTYPES = (
+    (torch.bfloat16, None),
+    (torch.float16, None),
+    (torch.int8, torch.bfloat16),
+    (torch.float8_e4m3fn, torch.float16),
+)
 # No cuSPARSELt in use numbers more.
 ALGORITHMS = 48
 
@@ -69,16 +78,17 @@ def usable(problem: Problem, device: torch.device = DEVICE) -> Iterator[Form]:
     """The forms of this package that can run a problem here."""
     sizes = {"tokens": problem.tokens, "in_features": problem.inputs, "out_features": problem.out}
     for backend in BACKENDS:
-        if ops.why_not(backend, "linear24", dtype=problem.dtype, device=device, **sizes) is None:
-            yield forms.FORMS[backend]
+        if ops.why_not(backend, problem.op, dtype=problem.dtype, device=device, **sizes) is None:
+            yield forms.FORMS[problem.op][backend]
 
 
 def check(device: torch.device = DEVICE) -> int:
     """Compare every config of every backend with float64, small and odd sizes; how many were compared."""
     count = 0
-    for (tokens, out, inputs), dtype in itertools.product(CHECKED, (torch.bfloat16, torch.float16)):
+    for (tokens, out, inputs), dtypes in itertools.product(CHECKED, CHECKED_DTYPES):
         for activation, ends in ((None, False), ("gelu", True), ("quick_gelu", True)):
-            problem = Problem(tokens, out, inputs, dtype, activation, bias=ends, residual=ends)
+            dtype, out_dtype = dtypes
+            problem = Problem(tokens, out, inputs, dtype, activation, ends, ends, out_dtype)
             operands = measure.Operands(problem, device, 1)
             for form in usable(problem, device):
                 weight = operands.weights(form)[0]
@@ -95,12 +105,22 @@ class Case:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = p = problem
-        read = p.out * p.inputs * 9 // 8 + p.tokens * p.inputs * 2
+        size = p.dtype.itemsize
+        read = p.out * p.inputs * (4 * size + 1) // 8 + p.tokens * p.inputs * size
         self.operands = measure.Operands(p, DEVICE, copies_for(read))
         o = self.operands
         self.packed = [
             (x, v, o.meta.clone(), o.bias, p.activation) for x, v in zip(o.x, o.values, strict=True)
         ]
+        self.mine = [
+            functools.partial(ops.linear24, *packed)
+            if s is None
+            else functools.partial(
+                ops.linear24_scaled, packed[0], s.x, packed[1], packed[2], s.weight, *packed[3:],
+                out_dtype=s.out_dtype,
+            )
+            for packed, s in zip(self.packed, o.scales, strict=True)
+        ]  # fmt: skip
         self.dense = [(x, w, o.bias) for x, w in zip(o.x, o.dense, strict=True)]
 
     def trusted(self, what: str, run: Callable[[Tensor], Tensor]) -> None:
@@ -111,10 +131,10 @@ class Case:
     def times(self, **more: Sequence[Callable[[], object]]) -> dict[str, Any]:
         """The operator beside the dense product and what else is given: a row."""
         p, choice = self.problem, ops.tune24(*_sizes(self.problem), bias=self.problem.bias)
-        self.trusted("linear24", lambda _: ops.linear24(*self.packed[0]))
+        self.trusted(p.op, lambda _: self.mine[0]())
         candidates = {
-            "vlprune": calls_of(ops.linear24, self.packed),
-            "dense": self.operands.dense_calls(),
+            "vlprune": self.mine,
+            **self.operands.rivals(),
             **more,
         }
         times = cold_times(candidates)
@@ -130,7 +150,7 @@ class Case:
 
     def algorithms(self, numbers: Sequence[str]) -> tuple[str | None, list[Callable[[], object]]]:
         """The fastest of cuSPARSELt's algorithms whose results are right, and its calls."""
-        form = forms.FORMS["cusparselt"]
+        form = forms.FORMS["linear24"]["cusparselt"]
         weights = self.operands.weights(form)
         right: dict[str, list[Callable[[], object]]] = {}
         for number in numbers or form.candidates(
@@ -156,7 +176,7 @@ def _row(problem: Problem, *, algorithms: Sequence[str] = ()) -> dict[str, Any]:
     case = Case(problem)
     more: dict[str, Sequence[Callable[[], object]]] = {}
     why_not = ops.why_not(
-        "cusparselt", "linear24", dtype=problem.dtype, device=DEVICE,
+        "cusparselt", problem.op, dtype=problem.dtype, device=DEVICE,
         tokens=problem.tokens, in_features=problem.inputs, out_features=problem.out,
     )  # fmt: skip
     best = why_not
@@ -166,7 +186,11 @@ def _row(problem: Problem, *, algorithms: Sequence[str] = ()) -> dict[str, Any]:
         except RuntimeError as error:
             best, calls = f"none, it fails: {error}".partition("\n")[0], []
         more = {"cuSPARSELt": calls} if calls else {}
-    if problem.activation == "gelu":
+    if problem.out_dtype is not None:
+        given = [(torch.randn(x.shape, device=DEVICE).bfloat16(), x.dtype) for x in case.operands.x]
+        more["quantize_rows"] = calls_of(ops.quantize_rows, given)
+        more["quantize_rows compiled"] = calls_of(torch.compile(ops.quantize_rows), given)
+    elif problem.activation == "gelu":
         # The epilogue of cuBLASLt has the form with tanh, which is another function, and cheaper.
         more["cuBLASLt GELU epilogue"] = calls_of(
             lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True), case.dense
@@ -208,6 +232,17 @@ def measure_fp16(report: Report, args: argparse.Namespace) -> None:
     _each(report, ("L/14 fc1", "L/14 fc2"), FEWER, dtype=torch.float16)
 
 
+def measure_scaled(report: Report, args: argparse.Namespace) -> None:
+    """int8 and E4M3 with a scale a token and a scale an output, results in bfloat16; then every config."""
+    tokens = FEWER if args.quick else (50, 197, 257, 577, 2048, 16384)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        _each(report, ("L/14 fc1", "L/14 fc2", "4096 wide"), tokens, dtype=dtype, out_dtype=torch.bfloat16)
+        for name, count in itertools.product(("L/14 fc1", "L/14 fc2"), FEWER):
+            problem = Problem(count, *SHAPES[name], dtype, None, True, out_dtype=torch.bfloat16)
+            text = f"configs {name} {count} tokens {str(dtype)[6:]}"
+            report.attempt(text, lambda p=problem: _configs(p))
+
+
 def measure_cusparselt(report: Report, args: argparse.Namespace) -> None:
     """All of cuSPARSELt's algorithms; in a process of its own, since one may break it."""
     every = tuple(f"alg {number}" for number in range(ALGORITHMS))
@@ -224,7 +259,7 @@ def measure_configs(report: Report, args: argparse.Namespace) -> None:
 
 def _configs(problem: Problem) -> dict[str, Any]:
     operands = measure.Operands(problem, DEVICE)
-    calls: dict[str, Sequence[Callable[[], object]]] = {"dense": operands.dense_calls()}
+    calls: dict[str, Sequence[Callable[[], object]]] = {**operands.rivals()}
     wrong: dict[str, str] = {}
     for form in usable(problem):
         weights = operands.weights(form)
@@ -270,7 +305,7 @@ def _host() -> dict[str, Any]:
             calls[f"linear24 {backend}"] = lambda b=backend: ops.linear24(*packed, backend=b)  # type: ignore[misc]
             calls[f"linear24 {backend}"]()
     if "linear24 cusparselt" in calls:
-        weight = forms.FORMS["cusparselt"].weight(o.values[0], o.meta)
+        weight = forms.FORMS["linear24"]["cusparselt"].weight(o.values[0], o.meta)
         x = o.x[0]
         calls["_cslt_sparse_mm"] = lambda: torch._cslt_sparse_mm(
             weight, x.t(), bias=o.bias, transpose_result=True
@@ -286,11 +321,12 @@ PARTS = {
     "gelu": measure_gelu,
     "configs": measure_configs,
     "host": measure_host,
+    "scaled": measure_scaled,
     "fp16": measure_fp16,
     "cusparselt": measure_cusparselt,
 }
 # What runs unasked: the others may leave a process that can do nothing more.
-SAFE = ("products", "gelu", "configs", "host")
+SAFE = ("products", "gelu", "configs", "host", "scaled")
 
 if __name__ == "__main__":
     main()

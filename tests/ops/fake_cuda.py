@@ -14,13 +14,14 @@ import torch
 from vlprune.ops import backend, extensions, gpu, reference
 from vlprune.ops.cuda24 import chooser, entry, forms, measure
 
-DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16}
+DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16, 3: torch.int8, 4: torch.float8_e4m3fn}
 ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}
 RUN = (
     "config", "x", "ldx", "values", "meta", "bias", "residual", "ldr", "y", "ldy", "tokens", "out", "in_",
     "dtype", "activation", "workspace", "workspace_bytes", "sms", "stream",
 )  # fmt: skip
 LOCKS = 4096
+SCALED = ("x_scale", "w_scale", "y_dtype")
 OPERANDS = measure.Operands
 
 
@@ -29,7 +30,8 @@ def at(address, dtype, rows, columns, step):
     assert address % 16 == 0
     count = (rows - 1) * step + columns
     buffer = (ctypes.c_uint8 * (count * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(buffer, dtype=dtype).as_strided((rows, columns), (step, 1))
+    plain = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
+    return plain.as_strided((rows, columns), (step, 1))
 
 
 @dataclass
@@ -61,7 +63,9 @@ class Kernels:
         return "too many tokens for this tile" if config == 1 and tokens > 4096 else None
 
     def run(self, *arguments):
-        call = SimpleNamespace(**dict(zip(RUN, arguments, strict=True)))
+        scaled = self.name.endswith("_scaled")
+        names = (*RUN, *SCALED) if scaled else RUN
+        call = SimpleNamespace(**dict(zip(names, arguments, strict=True)))
         self.calls.append(call)
         if call.config in self.failing:
             return 700
@@ -78,14 +82,20 @@ class Kernels:
         values = at(call.values, dtype, call.out, call.in_ // 2, call.in_ // 2)
         columns = -(-call.in_ // 8)
         meta = at(call.meta, torch.uint8, 1, call.out * columns, 0)[0].flip(0).view(call.out, columns)
-        bias = at(call.bias, dtype, 1, call.out, 0)[0].float() if call.bias else None
+        ends, added = (torch.float32, DTYPES[call.y_dtype]) if scaled else (dtype, dtype)
+        bias = at(call.bias, ends, 1, call.out, 0)[0].float() if call.bias else None
         activation = ACTIVATIONS[call.activation]
-        y = reference.linear24(x.float(), values.float(), meta, bias, activation)
+        if scaled:
+            y = reference.linear24(x.float(), values.float(), meta)
+            y = y * at(call.x_scale, ends, call.tokens, 1, 1) * at(call.w_scale, ends, 1, call.out, 0)
+            y = reference.activate(y if bias is None else y + bias, activation)
+        else:
+            y = reference.linear24(x.float(), values.float(), meta, bias, activation)
         if call.residual:
-            y = y + at(call.residual, dtype, call.tokens, call.out, call.ldr)
+            y = y + at(call.residual, added, call.tokens, call.out, call.ldr)
         if call.config in self.wrong:
             y = y + 1
-        at(call.y, dtype, call.tokens, call.out, call.ldy).copy_(y)
+        at(call.y, added, call.tokens, call.out, call.ldy).copy_(y)
         return 0
 
     # Of vlprune._C: the order pretended is the bytes backwards.
@@ -106,7 +116,8 @@ def module_of(kernels, what):
 
 def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     """As if a GPU with compiled kernels were here, and the operator's CPU tensors on it; the kernels."""
-    kernels = [Kernels("sm90"), Kernels("sm80")] if kernels is None else kernels
+    if kernels is None:
+        kernels = [Kernels(name) for name in ("sm90", "sm80", "sm90_scaled")]
     cuda = module_of(kernels, ("configs", "workspace", "why_not", "run"))
     cuda.error_name = lambda code: f"error {code}"
     cuda.__file__ = __file__
@@ -127,8 +138,8 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
     monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path))
-    for name, form in forms.all_forms().items():
-        monkeypatch.setitem(forms.FORMS, name, form)
+    for op, each in forms.all_forms().items():
+        monkeypatch.setitem(forms.FORMS, op, each)
     monkeypatch.setattr(entry, "_chosen", {})
     chooser._memory.cache_clear()
     here = torch.device("cpu")

@@ -321,7 +321,7 @@ def test_weights_are_made_once_and_never_stale(kernels, monkeypatch):
     check(x, values, meta)
     check(x, values, meta.clone())
     assert len(made) == count + 3
-    form = forms.FORMS["sm90"]
+    form = forms.FORMS["linear24"]["sm90"]
     kept = len(form._weights)
     del other
     twin = copy.deepcopy(meta)
@@ -361,7 +361,7 @@ def test_the_native_order_has_the_same_indices(monkeypatch, name):
     monkeypatch.setattr(gpu, "capturing", lambda: False)
     # A multiple of every block, so that nothing is padded.
     _, meta = packed(256, 512)
-    order = forms.FORMS[name].weight(packed(256, 512)[0], meta)
+    order = forms.FORMS["linear24"][name].weight(packed(256, 512)[0], meta)
     assert order.dtype is torch.uint8
     for half in (order & 15, order >> 4):
         assert set(half.tolist()) <= {4, 8, 12, 9, 13, 14}
@@ -455,7 +455,7 @@ def test_tune_tells_what_was_measured(kernels, monkeypatch):
     timed = pretend_times(monkeypatch, dense=4.0, sm90_64x32=1.0)
     monkeypatch.setattr(gpu, "why_none", lambda device: None)
     monkeypatch.setattr(
-        chooser, "why_not_form", lambda name, dtype, device: None if name == "sm90" else "not here"
+        chooser, "why_not_form", lambda op, name, dtype, device: None if name == "sm90" else "not here"
     )
     choice = ops.tune24(50, 24, 48, activation="gelu")
     assert (choice.backend, choice.config, choice.seconds, choice.dense, choice.faster) == (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlprune import ops
-from vlprune.nn import Linear24
+from vlprune.nn import Linear24, QuantizedLinear24
 from vlprune.ops import backend
 from vlprune.ops.cuda24 import forms, measure
 from vlprune.ops.cuda24.chooser import able_forms
@@ -19,6 +19,7 @@ TOKENS = (1, 7, 50, 197, 257, 577, 4096)
 SHAPES = ((1024, 1024), (768, 3072), (8, 64), (200, 704), (1000, 336), (136, 80))
 BACKENDS = ("sm90", "sm80", "triton", "cusparselt")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SCALED = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
 CUDA = torch.device("cuda")
 
 
@@ -42,7 +43,7 @@ def skip_where_it_cannot(name, problem):
 def test_every_config(name, dtype, shape):
     problem = Problem(1, *shape, dtype)
     skip_where_it_cannot(name, problem)
-    form, run = forms.FORMS[name], []
+    form, run = forms.FORMS["linear24"][name], []
     # Triton's are compiled for each number of tokens; tests/kernels goes through more of them.
     jitted = name == "triton"
     if jitted and shape not in SHAPES[1:4:2]:
@@ -58,6 +59,79 @@ def test_every_config(name, dtype, shape):
             assert right, (config, tokens)
             run.append(config)
     assert run
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_scaled_config(dtype, out_dtype, shape):
+    form, run = forms.FORMS["linear24_scaled"]["sm90"], []
+    sizes = {"tokens": 1, "in_features": shape[1], "out_features": shape[0]}
+    if (reason := ops.why_not("sm90", "linear24_scaled", dtype=dtype, device=CUDA, **sizes)) is not None:
+        pytest.skip(reason)
+    for tokens in TOKENS:
+        ends = (None, False, False) if tokens % 2 else ("gelu", True, True)
+        operands = measure.Operands(Problem(tokens, *shape, dtype, *ends, out_dtype), CUDA, 1)
+        weight = operands.weights(form)[0]
+        for config in form.able(operands.problem):
+            right = measure.trusted(operands, lambda y, c=config: operands.run(form, c, weight, y=y))  # noqa: B023
+            assert right, (config, tokens)
+            run.append(config)
+    assert len(set(run)) == 4
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("shape", [*SHAPES, (24, 20)], ids=str)
+def test_int8_is_exact(shape, tokens):
+    """Scales that are powers of two and sums below 2^8: nothing is rounded, on any backend."""
+    values, meta = measure.random_packed(*shape, torch.bfloat16, CUDA)
+    few = torch.randperm(shape[1], device=CUDA)[:16]
+    x = torch.zeros(tokens, shape[1], dtype=torch.int8, device=CUDA)
+    x[:, few] = torch.randint(-4, 5, (tokens, len(few)), dtype=torch.int8, device=CUDA)
+    values = (values.sign() * 3).to(torch.int8)
+    x_scale = 2.0 ** torch.randint(-3, 4, (tokens,), device=CUDA)
+    weight_scale = 2.0 ** torch.randint(-3, 4, (shape[0],), device=CUDA)
+    got = ops.linear24_scaled(x, x_scale, values, meta, weight_scale)
+    on_cpu = [t.cpu() for t in (x, x_scale, values, meta, weight_scale)]
+    assert torch.equal(got.cpu(), ops.linear24_scaled(*on_cpu))
+
+
+@pytest.mark.parametrize("dtype", SCALED.values(), ids=SCALED)
+def test_scaled_surroundings_and_strides(dtype):
+    values, meta = measure.random_packed(136, 192, torch.float32, CUDA)
+    q, weight_scale = ops.quantize_rows(values, dtype)
+    x, x_scale = ops.quantize_rows(torch.randn(77, 192, device=CUDA), dtype)
+    # 127 in int8, NaN in E4M3: whatever is read of it would be seen.
+    around = torch.full((79, 224), 127, dtype=torch.int8, device=CUDA).view(dtype)
+    around[1:-1, 16:-16] = x
+    residual, bias = surrounded(77, 136), surrounded(1, 136)[0].float()
+    given = (around[1:-1, 16:-16], x_scale, q, meta, weight_scale, bias, "gelu")
+    got = ops.linear24_scaled(*given, residual=residual)
+    right = ops.linear24_scaled(
+        *(t.cpu() if torch.is_tensor(t) else t for t in given), residual=residual.cpu()
+    )
+    # A rounding of bfloat16 to either side, at the largest of the numbers.
+    assert measure.error_of(got.cpu(), right) < 2**-8 * float(right.abs().max() / right.float().std()) * 2
+
+
+@pytest.mark.parametrize("dtype", SCALED.values(), ids=SCALED)
+def test_a_quantized_layer(dtype):
+    _, layer = layer_of()
+    made = QuantizedLinear24.from_linear24(layer, dtype)
+    x = torch.randn(3, 50, 192, device=CUDA, dtype=torch.bfloat16)
+    with torch.no_grad():
+        eager, right = made(x), layer(x).float()
+        # As the operator's own test on the CPU has it.
+        assert (eager.float() - right).norm() / right.norm() < (0.02 if dtype is torch.int8 else 0.06)
+        torch._dynamo.reset()
+        compiled = torch.compile(made, fullgraph=True)(x)
+        assert measure.error_of(compiled, eager) < 6e-2
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = made(x)
+        y.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(y, eager)
 
 
 def surrounded(*shape, dtype=torch.bfloat16):

@@ -52,8 +52,8 @@ def test_copies_are_more_than_caches_hold(bytes_, copies):
 
 def test_every_config_is_checked(monkeypatch, tmp_path):
     kernels = fake_cuda.install(monkeypatch, tmp_path)
-    # 5 sizes, 2 dtypes, 3 ends, 2 backends of 3 configs: none of them refuses these.
-    assert gpu_linear24.check(torch.device("cpu")) == 5 * 2 * 3 * 2 * 3
+    # 5 sizes, 2 dtypes, 3 ends, 2 backends of 3 configs, and 2 dtypes of 8 bits on one: none refuses these.
+    assert gpu_linear24.check(torch.device("cpu")) == 5 * 2 * 3 * 2 * 3 + 5 * 2 * 3 * 3
     kernels["sm80"].wrong.add(2)
     with pytest.raises(SystemExit, match="gpu_linear24: sm80, config 64x32 split: wrong result"):
         gpu_linear24.check(torch.device("cpu"))

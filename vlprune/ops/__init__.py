@@ -4,6 +4,7 @@ One schema and one plain PyTorch definition an operator; faster forms are chosen
 """
 
 from .backend import backends, check_backend, why_not
+from .checks import SCALED_DTYPES
 from .codes import check_activation
 from .cuda24.entry import tune24
 from .functional import (
@@ -26,6 +27,7 @@ from .scaled import linear24_scaled, quantize_rows
 
 __all__ = [
     "FLOAT_DTYPES",
+    "SCALED_DTYPES",
     "backends",
     "check_activation",
     "check_backend",

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import torch
 
@@ -66,7 +67,7 @@ _TRITON_DTYPES = {
         ),
         _STORED,
     ),
-    "linear24": FORMS["triton"].dtypes,
+    "linear24": FORMS["linear24"]["triton"].dtypes,
 }
 # The sums of a head's results, and of its gradients, stay in registers; float32, without tensor cores, takes
 # those of the operands as well.
@@ -106,12 +107,12 @@ def why_not(
     Args:
         backend: "torch" (plain PyTorch, any device), "cpu" (the C++ extension), "triton" (CUDA devices), or
             for "linear24" on CUDA devices "sm90" (Hopper's wgmma.sp), "sm80" (mma.sp) and "cusparselt"
-            (NVIDIA's library, where PyTorch was built with it).
+            (NVIDIA's library, where PyTorch was built with it), of which "linear24_scaled" has "sm90".
         op: an operator of `torch.ops.vlprune`, for example "linear24".
         dtype: also judge this dtype of the weight (of x for "column_sumsq").
         device: also judge tensors on this device.
         in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows; with
-            `out_features` and `tokens` also judge "linear24" of these sizes.
+            `out_features` and `tokens` also judge "linear24" and "linear24_scaled" of these sizes.
         head_dim: also judge heads of this width, for "head_attention".
         out_features: see `in_features`.
         tokens: see `in_features`.
@@ -126,17 +127,19 @@ def why_not(
         raise ValueError(f"why_not: expected an op of {', '.join(_OPS)}, got {op!r}")
     if backend == "torch":
         return None
-    if op not in _NATIVE_DTYPES and op not in _TRITON_DTYPES:
+    if op not in _NATIVE_DTYPES and op not in _TRITON_DTYPES and op not in FORMS:
         return f"{op} is composed of PyTorch operators only"
     where = None if device is None else torch.device(device)
     if backend == "cpu":
         return _why_not_cpu(op, dtype, where)
-    if backend in FORMS and op == "linear24":
-        reason = why_not_form(backend, dtype, where)
+    if backend in FORMS.get(op, ()):
+        reason = why_not_form(op, backend, dtype, where)
         if reason or tokens is None or in_features is None or out_features is None:
             return reason
         problem = Problem(tokens, out_features, in_features, dtype or torch.bfloat16)
-        return FORMS[backend].why_not(problem)
+        if op == "linear24_scaled":
+            problem = replace(problem, dtype=dtype or torch.int8, out_dtype=torch.bfloat16)
+        return FORMS[op][backend].why_not(problem)
     if backend != "triton":
         return f"{op} has no form on the {backend} backend"
     return _why_not_triton(op, where) or _why_not_kernel(op, dtype, in_features or 0, head_dim=head_dim or 0)
@@ -144,7 +147,7 @@ def why_not(
 
 def _why_not_cpu(op: str, dtype: torch.dtype | None, device: torch.device | None) -> str | None:
     if op not in _NATIVE_DTYPES:
-        return f"{op} is composed of PyTorch operators only"
+        return f"{op} has no form on the cpu backend"
     if MISSING is not None:
         return MISSING
     if device is not None and device.type != "cpu":
@@ -152,13 +155,14 @@ def _why_not_cpu(op: str, dtype: torch.dtype | None, device: torch.device | None
     return _why_not_dtype("cpu", op, dtype, _NATIVE_DTYPES[op])
 
 
-def why_not_form(backend: str, dtype: torch.dtype | None, device: torch.device | None) -> str | None:
-    """Say why this machine cannot run "linear24" by one of its forms for CUDA devices, or None."""
+def why_not_form(op: str, backend: str, dtype: torch.dtype | None, device: torch.device | None) -> str | None:
+    """Say why this machine cannot run an operator by one of its `FORMS` for CUDA devices, or None."""
+    form = FORMS[op][backend]
     if backend == "triton":
-        reason = _why_not_triton("linear24", device)
+        reason = _why_not_triton(op, device)
     else:
-        reason = _why_not_cuda(backend, device) or FORMS[backend].why_not_here(gpu.index_of(device))
-    return reason or _why_not_dtype(backend, "linear24", dtype, FORMS[backend].dtypes)
+        reason = _why_not_cuda(backend, device) or form.why_not_here(gpu.index_of(device))
+    return reason or _why_not_dtype(backend, op, dtype, form.dtypes)
 
 
 def _why_not_cuda(backend: str, device: torch.device | None) -> str | None:
@@ -231,10 +235,10 @@ def backends() -> dict[str, dict[str, str | None]]:
 
     Without an override, tensors on the CPU go to "cpu" and those on CUDA devices to "triton" where these can
     run, and all else to "torch"; "linear24" on a CUDA device goes to whichever of "sm90", "sm80" and "triton"
-    measured fastest there, and to "cusparselt" where none of them can. The environment variable
-    VLPRUNE_BACKEND ("auto" or one of the backends; read once, when the first operator needs it) overrides
-    that: "torch" everywhere, "cpu" for tensors on the CPU and the others for those on CUDA devices, where an
-    operator that has such a form then refuses what that form cannot do.
+    measured fastest there, and to "cusparselt" where none of them can, "linear24_scaled" to "sm90". The
+    environment variable VLPRUNE_BACKEND ("auto" or one of the backends; read once, when the first operator
+    needs it) overrides that: "torch" everywhere, "cpu" for tensors on the CPU and the others for those on
+    CUDA devices, where an operator that has such a form then refuses what that form cannot do.
     """
     return {op: {backend: why_not(backend, op) for backend in BACKENDS} for op in _OPS}
 

@@ -6,7 +6,7 @@ import torch
 
 __all__ = ["ACTIVATION_CODE", "DTYPE_CODE", "check_activation"]
 
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
 ACTIVATION_CODE = {None: 0, "gelu": 1, "quick_gelu": 2}
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .backend import runs_natively
+from .checks import SCALED_DTYPES
 from .codes import DTYPE_CODE
 from .cuda24.entry import prepare24_cuda
 from .extensions import extension
@@ -117,6 +118,8 @@ def prepared24(values: Tensor, meta: Tensor) -> Prepared:
 def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool = True) -> None:
     """Make the form of a packed weight that `linear24` computes with now, instead of at its first call.
 
+    Or `linear24_scaled`, where values are int8 or float8_e4m3fn.
+
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
     will be passed there. Also to be called after changing single entries through ``values.data`` or
     ``meta.data``: PyTorch does not count such writes, and only those to whole rows or columns of `values`
@@ -130,7 +133,7 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
         anew: whether also where there is one that seems to be of these tensors as they are.
 
     """
-    if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16, torch.float32):
+    if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16, torch.float32, *SCALED_DTYPES):
         prepare24_cuda(values, meta, backend, anew)
     here = values.device.type == "cpu" and backend in ("auto", "cpu")
     if here and runs_natively("linear24", values.dtype, backend):

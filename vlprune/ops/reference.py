@@ -17,6 +17,7 @@ from torch import Tensor
 from ..patterns import Pattern
 
 __all__ = [
+    "LARGEST",
     "activate",
     "as_typed",
     "column_sumsq",
@@ -28,7 +29,9 @@ __all__ = [
     "not_finite_message",
     "pack24",
     "prune_counts",
+    "quantize_rows",
     "rows_of",
+    "scaled",
     "select",
     "take24",
     "unpack24",
@@ -40,6 +43,9 @@ __all__ = [
 # Rows summed at once: bounds the float32 copy, and keeps every partial sum short enough to stay exact
 # to a few units in the last place over millions of rows.
 _ROWS = 4096
+
+# The largest absolute value that rows are scaled to: int8 without -128, so that it is symmetric.
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 def column_sumsq(x: Tensor, token_weight: Tensor | None = None) -> Tensor:
@@ -174,10 +180,34 @@ def linear24_scaled(
     _check_scales("weight_scale", weight_scale)
     with as_typed(x.device):
         sums = F.linear(rows_of(x).double(), unpack24(values.double(), meta))
-    z = sums.float() * x_scale.reshape(-1, 1) * weight_scale
+    added = None if residual is None else rows_of(residual)
+    y = scaled(sums, x_scale.reshape(-1), weight_scale, bias, activation, added, out_dtype)
+    return y.reshape(*x.shape[:-1], values.shape[0])
+
+
+def scaled(
+    sums: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """What follows the sums [tokens, out] of 8-bit products: in float32, rounded once."""
+    z = sums.float() * x_scale[:, None] * weight_scale
     y = activate(z if bias is None else z + bias, activation)
-    y = y.reshape(*x.shape[:-1], values.shape[0])
     return (y if residual is None else y + residual).to(out_dtype)
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``(q, scale)``: rows over their scales, each the largest absolute value over that of the dtype."""
+    largest = LARGEST[dtype]
+    low, high = torch.aminmax(x, dim=-1)
+    # The least normal number stands in for scales of rows of zeros, and of what float32 hardly holds.
+    scale = (torch.maximum(high, -low).float() / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    q = x.float() / scale[..., None]
+    return (q.round() if dtype is torch.int8 else q).clamp(-largest, largest).to(dtype), scale
 
 
 def as_typed(device: torch.device) -> AbstractContextManager[object]:

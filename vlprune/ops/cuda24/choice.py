@@ -65,7 +65,8 @@ def key(problem: Problem, wanted: str) -> str:
     """The name that a choice is stored under; `wanted` is the backend that was asked for, or "auto"."""
     ends = [f"+{part}" for part in ("bias", "residual") if getattr(problem, part)]
     sizes = f"{bucket(problem.tokens)}x{problem.inputs}x{problem.out}"
-    return " ".join([wanted, str(problem.dtype)[6:], sizes, problem.activation or "none", *ends])
+    dtypes = [str(dtype)[6:] for dtype in (problem.dtype, problem.out_dtype) if dtype is not None]
+    return " ".join([wanted, *dtypes, sizes, problem.activation or "none", *ends])
 
 
 class Memory:

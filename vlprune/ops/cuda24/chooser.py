@@ -1,4 +1,4 @@
-"""Chooses the form of `linear24` that runs a problem here, measuring where nothing is remembered."""
+"""Chooses the form that runs a problem here, measuring where nothing is remembered."""
 
 from __future__ import annotations
 
@@ -39,18 +39,19 @@ def able_forms(problem: Problem, backend: str, device: torch.device) -> dict[str
         ValueError: a backend was asked for, by the call or by the environment, that cannot; it says why.
 
     """
-    wanted = _wanted(backend)
+    op, known = problem.op, FORMS[problem.op]
+    wanted = _wanted(op, backend)
     if wanted != "auto":
-        reason = why_not(wanted, "linear24", dtype=problem.dtype, device=device)
+        reason = why_not(wanted, op, dtype=problem.dtype, device=device)
         if reason is None:
-            reason = FORMS[wanted].why_not(problem)
+            reason = known[wanted].why_not(problem)
         if reason is not None:
-            raise ValueError(f'linear24: backend "{wanted}" was asked for, but {reason}')
-        return {wanted: FORMS[wanted]}
+            raise ValueError(f'{op}: backend "{wanted}" was asked for, but {reason}')
+        return {wanted: known[wanted]}
     forms = {
         name: form
-        for name, form in FORMS.items()
-        if why_not_form(name, problem.dtype, device) is None and form.why_not(problem) is None
+        for name, form in known.items()
+        if why_not_form(op, name, problem.dtype, device) is None and form.why_not(problem) is None
     }
     if len(forms) > 1:
         # Closed, and with algorithms that have been wrong: for where nothing else can.
@@ -88,8 +89,10 @@ def choice_of(problem: Problem, backend: str, device: torch.device) -> Choice | 
             choice = measured(problem, list(forms.values()), torch.device("cuda", index))
         if choice is not None:
             _memory(index).remember(name, choice)
-        elif _wanted(backend) != "auto":
-            raise RuntimeError(f'linear24: no config of backend "{_wanted(backend)}" gives the right result')
+        elif _wanted(problem.op, backend) != "auto":
+            raise RuntimeError(
+                f'{problem.op}: no config of backend "{_wanted(problem.op, backend)}" gives the right result'
+            )
     return choice
 
 
@@ -109,7 +112,8 @@ def form_for(problem: Problem, backend: str, device: torch.device) -> tuple[Form
             choice = choice_of(problem, backend, device)
         except torch.OutOfMemoryError:
             warnings.warn(
-                "linear24: too little memory to measure in, chosen by counting; vlprune.ops.tune24 measures",
+                f"{problem.op}: too little memory to measure in, chosen by counting; "
+                "vlprune.ops.tune24 measures",
                 stacklevel=2,
             )
             # Not tried again at each call: that would make the allocator give back all it holds.
@@ -118,23 +122,23 @@ def form_for(problem: Problem, backend: str, device: torch.device) -> tuple[Form
             if choice is None:
                 return None, "", True
     if choice is not None:
-        return FORMS[choice.backend], choice.config, True
+        return forms[choice.backend], choice.config, True
     tiles = {name: _tiles(form, problem) for name, form in forms.items()}
     name, config = default(problem, tiles, gpu.multiprocessors(index))
-    return FORMS[name], config, stays
+    return forms[name], config, stays
 
 
 def _key(problem: Problem, backend: str) -> str:
-    name = key(problem, _wanted(backend))
+    name = key(problem, _wanted(problem.op, backend))
     # PyTorch may be told to take float32's dense products by tensor cores, which are much faster.
     exact = problem.dtype is not torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32"
     return name if exact else f"{name} tf32"
 
 
-def _wanted(backend: str) -> str:
+def _wanted(op: str, backend: str) -> str:
     wanted = asked(backend)
-    # Said by the environment, "cpu" is about tensors on the CPU.
-    return "auto" if wanted == "cpu" and backend == "auto" else wanted
+    # The environment may name what is for other operators, and "cpu" is about tensors on the CPU.
+    return "auto" if backend == "auto" and wanted not in FORMS[op] else wanted
 
 
 def _known(choice: Choice | None, forms: Mapping[str, Form], problem: Problem) -> Choice | None:

@@ -1,5 +1,7 @@
 """`linear24` by the compiled CUDA kernels of one architecture: `sm90` (wgmma.sp) or `sm80` (mma.sp).
 
+And `linear24_scaled` by those of `sm90`.
+
 Values are read as they are stored; of meta the kernels want another order, which is made on the host.
 """
 
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor
 
 from .. import extensions, gpu
+from ..checks import SCALED_DTYPES
 from ..codes import ACTIVATION_CODE, DTYPE_CODE
 from ..seen import Kept
-from .problem import Problem, aligned, aligned_rows, refuse_capture
+from .problem import Problem, Scales, aligned, aligned_rows, refuse_capture
 
 __all__ = ["Compiled"]
 
@@ -31,13 +34,14 @@ class Compiled:
         name: the prefix of its functions there.
         wanted: compute capability that they need.
         exactly: whether they run on no other (instructions of one architecture), or on any that is newer.
+        scaled: whether to take the kernels of `linear24_scaled`, which have a prefix of their own.
 
     """
 
-    dtypes = frozenset({torch.bfloat16, torch.float16})
-
-    def __init__(self, name: str, wanted: tuple[int, int], *, exactly: bool) -> None:
+    def __init__(self, name: str, wanted: tuple[int, int], *, exactly: bool, scaled: bool = False) -> None:
         self.name = name
+        self._prefix = f"{name}_scaled" if scaled else name
+        self.dtypes = frozenset(SCALED_DTYPES if scaled else (torch.bfloat16, torch.float16))
         self._wanted, self._exactly = wanted, exactly
         self._weights: Kept[Tensor] = Kept()
         self._workspaces: dict[tuple[torch.device, int], Tensor] = {}
@@ -53,10 +57,10 @@ class Compiled:
         if reason is not None:
             return reason
         module, reason = extensions.cuda_extension()
-        if module is not None and not hasattr(module, f"{self.name}_run"):
-            return f"the CUDA extension was built without {self.name}"
+        if module is not None and not hasattr(module, f"{self._prefix}_run"):
+            return f"the CUDA extension was built without {self._prefix}"
         reason = reason or extensions.MISSING
-        if reason is None and not hasattr(extensions.extension(), f"{self.name}_reorder_meta"):
+        if reason is None and not hasattr(extensions.extension(), f"{self._prefix}_reorder_meta"):
             return "the native extension is older than the CUDA extension"
         return reason
 
@@ -102,6 +106,7 @@ class Compiled:
         residual: Tensor | None,
         activation: str | None,
         y: Tensor | None = None,
+        scales: Scales | None = None,
     ) -> Tensor:
         """Launch a config; x, residual, bias and values are copied only where a kernel cannot read them."""
         index, number = gpu.index_of(x.device), self._numbers[config]
@@ -111,7 +116,12 @@ class Compiled:
         values = aligned(values)
         bias = None if bias is None else aligned(bias)
         residual, ldr = (None, 0) if residual is None else aligned_rows(residual)
-        y, ldy = (x.new_empty(tokens, out), out) if y is None else (y, y.stride(0))
+        ends: tuple[int, ...] = ()
+        if scales is not None:
+            scales = Scales(scales.x.contiguous(), scales.weight.contiguous(), scales.out_dtype)
+            ends = scales.x.data_ptr(), scales.weight.data_ptr(), DTYPE_CODE[scales.out_dtype]
+        y_dtype = x.dtype if scales is None else scales.out_dtype
+        y, ldy = (x.new_empty(tokens, out, dtype=y_dtype), out) if y is None else (y, y.stride(0))
         stream = gpu.stream_of(index)
         # Of two steps across the module's border one is spared where nothing is shared out.
         size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
@@ -120,11 +130,12 @@ class Compiled:
             number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
             _address(residual), ldr, y.data_ptr(), ldy, tokens, out, inputs, dtype,
             ACTIVATION_CODE[activation], _address(workspace), 0 if workspace is None else len(workspace),
-            gpu.multiprocessors(index), stream,
+            gpu.multiprocessors(index), stream, *ends,
         )  # fmt: skip
         if code:
+            op = "linear24" if scales is None else "linear24_scaled"
             raise RuntimeError(
-                f"linear24: config {config} of the {self.name} backend failed for {tokens} tokens, "
+                f"{op}: config {config} of the {self.name} backend failed for {tokens} tokens, "
                 f"{inputs} inputs and {out} outputs: {_module().error_name(code)}"
             )
         return y
@@ -146,7 +157,7 @@ class Compiled:
         return self._function("run")
 
     def _function(self, what: str) -> Any:
-        return getattr(_module(), f"{self.name}_{what}")
+        return getattr(_module(), f"{self._prefix}_{what}")
 
     def _why_not(self, number: int, problem: Problem) -> str | None:
         reason: str | None = self._function("why_not")(
@@ -158,10 +169,10 @@ class Compiled:
     def _reordered(self, meta: Tensor, inputs: int) -> Tensor:
         host, out = meta.cpu().contiguous(), meta.shape[0]
         native = extensions.extension()
-        size = getattr(native, f"{self.name}_meta_bytes")(out, inputs)
+        size = getattr(native, f"{self._prefix}_meta_bytes")(out, inputs)
         # Said, since PyTorch may have been told another device for tensors that name none.
         order = torch.empty(size, dtype=torch.uint8, device="cpu")
-        getattr(native, f"{self.name}_reorder_meta")(host.data_ptr(), out, inputs, order.data_ptr())
+        getattr(native, f"{self._prefix}_reorder_meta")(host.data_ptr(), out, inputs, order.data_ptr())
         there = gpu.lasting(lambda: order.to(meta.device), meta.device)
         gpu.wait(meta.device)
         return there

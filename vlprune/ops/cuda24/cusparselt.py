@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import gpu, reference
 from ..seen import Kept
-from .problem import Problem, aligned, refuse_capture
+from .problem import Problem, Scales, aligned, refuse_capture
 
 __all__ = ["CuSparseLt"]
 
@@ -86,6 +86,7 @@ class CuSparseLt:
         residual: Tensor | None,
         activation: str | None,
         y: Tensor | None = None,
+        scales: Scales | None = None,
     ) -> Tensor:
         """Its product, with the bias in the epilogue, and the rest after it; not in `y`."""
         product = torch._cslt_sparse_mm(

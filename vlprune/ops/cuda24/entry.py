@@ -1,4 +1,4 @@
-"""`linear24` on CUDA tensors: a form and its config, looked up or chosen, and its launch."""
+"""`linear24` and `linear24_scaled` on CUDA tensors: a form and config, looked up or chosen, and launched."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import Tensor
 
 from .. import gpu, reference
 from ..backend import asked, check_backend
+from ..checks import SCALED_DTYPES
 from ..codes import check_activation
 from .choice import Choice
 from .chooser import able_forms, choice_of, form_for
-from .problem import Form, Problem
+from .dense8 import linear8, unpack8
+from .problem import Form, Problem, Scales
 
-__all__ = ["linear24", "prepare24_cuda", "tune24"]
+__all__ = ["linear24", "linear24_scaled", "prepare24_cuda", "tune24"]
 
 # The form (None: the reference) and its config, by all that a choice depends on.
 _chosen: dict[tuple[Any, ...], tuple[Form | None, str]] = {}
@@ -33,26 +35,74 @@ def linear24(
     # Every microsecond here is one of the host's a call: a choice that was made is found by one look-up.
     out, inputs = values.shape[0], x.shape[-1]
     tokens = x.numel() // inputs if inputs else 0
-    kind = (x.device, x.dtype, tokens, out, inputs, activation, bias is None, residual is None, backend)
+    kind = (x.device, x.dtype, tokens, out, inputs, activation, bias is None, residual is None, backend, None)
     form, config = _chosen.get(kind) or _choose(kind)
     if form is None:
         return reference.linear24(x, values, meta, bias, activation, residual)
-    flat = x.dim() == 2
-    rows = x if flat else x.reshape(tokens, inputs)
+    return _launched(form, config, x, tokens, values, meta, bias, activation, residual)
+
+
+def linear24_scaled(
+    x: Tensor,
+    x_scale: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `reference.linear24_scaled`."""
+    out, inputs = values.shape[0], x.shape[-1]
+    tokens = x.numel() // inputs if inputs else 0
+    kind = (
+        x.device, x.dtype, tokens, out, inputs, activation, bias is None, residual is None, backend,
+        out_dtype,
+    )  # fmt: skip
+    form, config = _chosen.get(kind) or _choose(kind)
+    scales = Scales(x_scale.reshape(tokens), weight_scale, out_dtype)
+    if form is not None:
+        return _launched(form, config, x, tokens, values, meta, bias, activation, residual, scales)
+    added = None if residual is None else residual.reshape(tokens, out)
+    y = linear8(
+        x.reshape(tokens, inputs), scales.x, unpack8(values, meta), weight_scale, out_dtype, bias, activation,
+        added,
+    )  # fmt: skip
+    return y.reshape(*x.shape[:-1], out)
+
+
+def _launched(
+    form: Form,
+    config: str,
+    x: Tensor,
+    tokens: int,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    scales: Scales | None = None,
+) -> Tensor:
+    flat, out = x.dim() == 2, values.shape[0]
+    rows = x if flat else x.reshape(tokens, x.shape[-1])
     added = residual if flat or residual is None else residual.reshape(tokens, out)
     if gpu.is_current(x.device):
-        y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
+        weight = form.weight(values, meta)
+        y = form.run(config, rows, values, weight, bias, added, activation, None, scales)
     else:
         with torch.cuda.device(x.device):
-            y = form.run(config, rows, values, form.weight(values, meta), bias, added, activation)
+            weight = form.weight(values, meta)
+            y = form.run(config, rows, values, weight, bias, added, activation, None, scales)
     return y if flat else y.view(*x.shape[:-1], out)
 
 
 def _choose(kind: tuple[Any, ...]) -> tuple[Form | None, str]:
-    device, dtype, tokens, out, inputs, activation, unbiased, alone, backend = kind
+    device, dtype, tokens, out, inputs, activation, unbiased, alone, backend, out_dtype = kind
     form, config, stays = None, "", True
     if tokens and out and asked(backend) != "torch":
-        problem = Problem(tokens, out, inputs, dtype, activation, not unbiased, not alone)
+        problem = Problem(tokens, out, inputs, dtype, activation, not unbiased, not alone, out_dtype)
         form, config, stays = form_for(problem, backend, device)
     if stays:
         _chosen[kind] = form, config
@@ -65,8 +115,13 @@ def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bo
     if out == 0 or half == 0 or asked(backend) == "torch":
         return
     with torch.cuda.device(values.device):
-        for form in able_forms(Problem(1, out, 2 * half, values.dtype), backend, values.device).values():
+        problem = Problem(1, out, 2 * half, values.dtype, out_dtype=_out_dtype(values.dtype))
+        for form in able_forms(problem, backend, values.device).values():
             form.weight(values, meta, anew)
+
+
+def _out_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    return torch.bfloat16 if dtype in SCALED_DTYPES else None
 
 
 def tune24(
@@ -83,6 +138,9 @@ def tune24(
 ) -> Choice | None:
     """Measure on a CUDA device what `linear24` of these sizes shall run by, or tell what was measured before.
 
+    Of int8 and float8_e4m3fn it is `linear24_scaled`, with results in bfloat16. The dense product is then
+    the faster of that in 8 bits, with all that follows it, and that in bfloat16.
+
     Every config that can is compared with the dense product and dropped if its result is further than twice
     as far from float64; then both are timed. The outcome is remembered, also for other processes, in a file
     under VLPRUNE_CACHE (by default ~/.cache/vlprune) for as long as GPU and versions are the same.
@@ -91,7 +149,7 @@ def tune24(
         tokens: rows of the input; numbers that differ by little share what was measured.
         out_features: outputs.
         in_features: inputs, a multiple of 4.
-        dtype: of everything.
+        dtype: of everything, or int8 or float8_e4m3fn.
         activation: None, "gelu" or "quick_gelu".
         bias: whether there is one.
         residual: whether one is added.
@@ -121,7 +179,7 @@ def tune24(
         raise ValueError(f"tune24: {reason}")
     if asked(backend) == "torch":
         return None
-    problem = Problem(tokens, out_features, in_features, dtype, activation, bias, residual)
+    problem = Problem(tokens, out_features, in_features, dtype, activation, bias, residual, _out_dtype(dtype))
     choice = choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))
     # What was chosen before by counting, say for want of memory, is to be looked up anew.
     _chosen.clear()

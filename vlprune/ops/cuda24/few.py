@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import gpu
-from .problem import Problem
+from .problem import Problem, Scales
 
 __all__ = ["Few"]
 
@@ -68,6 +68,7 @@ class Few:
         residual: Tensor | None,
         activation: str | None,
         y: Tensor | None = None,
+        scales: Scales | None = None,
     ) -> Tensor:
         """Launch a config; x and residual are copied only where a kernel cannot read them."""
         (tokens, inputs), out = x.shape, values.shape[0]

@@ -1,4 +1,4 @@
-"""Times `linear24`'s forms against the dense product on this GPU, after their results have been compared.
+"""Times the forms of both operators against dense products on this GPU, once their results were compared.
 
 Weights and inputs rotate over more memory than the level-2 cache holds, if they are not too small for that,
 and the device is kept busy until the host has queued all calls, so that a time is the device's alone. Numbers
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .. import reference
 from .choice import Choice, pick
-from .problem import Form, Problem
+from .dense8 import linear8, unpack8
+from .problem import Form, Problem, Scales
 
 __all__ = ["Operands", "error_of", "measured", "random_packed", "seconds_a_call", "trusted"]
 
@@ -50,28 +51,72 @@ class Operands:
 
     def __init__(self, problem: Problem, device: torch.device, copies: int | None = None) -> None:
         tokens, out, inputs, dtype = problem.tokens, problem.out, problem.inputs, problem.dtype
-        values, self.meta = random_packed(out, inputs, dtype, device)
+        drawn = dtype if problem.out_dtype is None else torch.float32
+        values, self.meta = random_packed(out, inputs, drawn, device)
+        weight_scale = None
+        if problem.out_dtype is not None:
+            values, weight_scale = reference.quantize_rows(values, dtype)
         read = values.nbytes + self.meta.nbytes + tokens * inputs * dtype.itemsize
         if copies is None:
             cache = 2 * torch.cuda.get_device_properties(device).L2_cache_size
             copies = min(_MOST_COPIES, -(-cache // read))
         self.problem, self.copies = problem, copies
         self.values = [values, *(values.clone() for _ in range(copies - 1))]
-        dense = reference.unpack24(values, self.meta)
+        dense = reference.unpack24(values, self.meta) if weight_scale is None else unpack8(values, self.meta)
         self.dense = [dense, *(dense.clone() for _ in range(copies - 1))]
-        self.x = [torch.randn(tokens, inputs, device=device).to(dtype) for _ in range(copies)]
-        self.bias = torch.randn(out, device=device).to(dtype) if problem.bias else None
-        self.residual = torch.randn(tokens, out, device=device).to(dtype) if problem.residual else None
+        drawn_x = (torch.randn(tokens, inputs, device=device) for _ in range(copies))
+        self.scales: list[Scales | None] = [None] * copies
+        if weight_scale is None:
+            self.x = [x.to(dtype) for x in drawn_x]
+        else:
+            quantized = [reference.quantize_rows(x, dtype) for x in drawn_x]
+            self.x = [x for x, _ in quantized]
+            self.scales = [Scales(scale, weight_scale, problem.y_dtype) for _, scale in quantized]
+        of_bias = dtype if weight_scale is None else torch.float32
+        self.bias = torch.randn(out, device=device).to(of_bias) if problem.bias else None
+        self.residual = (
+            torch.randn(tokens, out, device=device).to(problem.y_dtype) if problem.residual else None
+        )
+
+    def rivals(self) -> dict[str, list[Call]]:
+        """The dense product by cuBLAS and what follows it, once a copy; that of 8 bits also in 16."""
+        calls = {"dense": self.dense_calls()}
+        if self.problem.out_dtype is not None:
+            wide = [
+                (self._widened(x, scales.x), self._widened(w, scales.weight))
+                for x, w, scales in zip(self.x, self.dense, self.scales, strict=True)
+                if scales is not None
+            ]
+            calls["dense in 16 bits"] = [lambda x=x, w=w: self._product(x, w) for x, w in wide]  # type: ignore[misc]
+        return calls
 
     def dense_calls(self) -> list[Call]:
-        """The product by cuBLAS and what follows it, once a copy."""
-        return [lambda i=i: self.product(self.x[i], self.dense[i]) for i in range(self.copies)]  # type: ignore[misc]
+        """The dense product in the operands' own dtype, once a copy."""
+        return [lambda i=i: self.product(i) for i in range(self.copies)]  # type: ignore[misc]
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``act(x W^T + bias) + residual`` by PyTorch, in the dtype of x."""
+    def product(self, copy: int = 0) -> Tensor:
+        """What the operator computes, by PyTorch from the dense weight."""
+        x, weight, scales = self.x[copy], self.dense[copy], self.scales[copy]
+        if scales is None:
+            return self._product(x, weight)
+        return linear8(
+            x,
+            scales.x,
+            weight,
+            scales.weight,
+            scales.out_dtype,
+            self.bias,
+            self.problem.activation,
+            self.residual,
+        )
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         y = reference.activate(F.linear(x, weight, bias), self.problem.activation)
-        return y if self.residual is None else y + self.residual[: len(y)].to(x.dtype)
+        return y if self.residual is None else y + self.residual
+
+    def _widened(self, q: Tensor, scale: Tensor) -> Tensor:
+        return (q.float() * scale[:, None]).to(self.problem.y_dtype)
 
     def calls(self, form: Form, config: str, weights: Sequence[Tensor]) -> list[Call]:
         """The product by a config of a form, once a copy."""
@@ -81,7 +126,7 @@ class Operands:
         """One call on one copy."""
         activation = self.problem.activation
         x, values = self.x[copy], self.values[copy]
-        return form.run(config, x, values, weight, self.bias, self.residual, activation, y)
+        return form.run(config, x, values, weight, self.bias, self.residual, activation, y, self.scales[copy])
 
     def weights(self, form: Form) -> list[Tensor]:
         """A form's own copies of the weight."""
@@ -117,19 +162,21 @@ def trusted(operands: Operands, run: Callable[[Tensor], Tensor]) -> bool:
         run: gives the result; it may write to the tensor of NaN that it is given.
 
     """
-    x, dense = operands.x[0], operands.dense[0]
+    x, dense, dtype = operands.x[0], operands.dense[0], operands.problem.y_dtype
     rows, count = x.shape[0], min(_COMPARED, x.shape[0])
-    y = run(x.new_full((rows, dense.shape[0]), float("nan")))
+    y = run(torch.full((rows, dense.shape[0]), float("nan"), dtype=dtype, device=x.device))
     if y.shape != (rows, dense.shape[0]) or not bool(y.isfinite().all()):
         return False
     some = torch.linspace(0, rows - 1, count, device=x.device).round().long()
-    bias, residual = operands.bias, operands.residual
-    right = F.linear(x[some].double(), dense.double(), None if bias is None else bias.double())
-    right = reference.activate(right, operands.problem.activation)
+    bias, residual, scales = operands.bias, operands.residual, operands.scales[0]
+    right = F.linear(x.double()[some], dense.double())
+    if scales is not None:
+        right = right * scales.x[some, None].double() * scales.weight.double()
+    right = reference.activate(right if bias is None else right + bias.double(), operands.problem.activation)
     right = right if residual is None else right + residual[some].double()
-    peer = operands.product(x, dense)[some]
+    peer = operands.product()[some]
     # Where the dense product is exact, a rounding of the dtype more is none.
-    slack = torch.finfo(x.dtype).eps
+    slack = torch.finfo(dtype).eps
     return error_of(y[some], right) <= 2 * error_of(peer, right) + slack
 
 
@@ -171,7 +218,8 @@ def measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> C
 
 def _measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> Choice | None:
     operands = Operands(problem, device)
-    calls: dict[str, Sequence[Call]] = {"dense": operands.dense_calls()}
+    calls: dict[str, Sequence[Call]] = {**operands.rivals()}
+    rivals = tuple(calls)
     names: dict[str, tuple[str, str]] = {}
     for form in forms:
         x, values = operands.x[0], operands.values[0]
@@ -191,7 +239,7 @@ def _measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> 
     if not names:
         return None
     times = seconds_a_call(calls)
-    return pick({names[name]: times[name] for name in names}, times["dense"])
+    return pick({names[name]: times[name] for name in names}, min(times[name] for name in rivals))
 
 
 def _works(name: str, operands: Operands, form: Form, config: str, weight: Tensor) -> bool:
@@ -210,7 +258,7 @@ def _works(name: str, operands: Operands, form: Form, config: str, weight: Tenso
 
 def _warn(name: str, p: Problem, reason: str) -> None:
     warnings.warn(
-        f"linear24: {name} is not used for {p.tokens} tokens, {p.inputs} inputs and {p.out} outputs in "
+        f"{p.op}: {name} is not used for {p.tokens} tokens, {p.inputs} inputs and {p.out} outputs in "
         f"{str(p.dtype)[6:]}: {reason}".partition("\n")[0],
         stacklevel=2,
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .. import gpu
 
-__all__ = ["Form", "Problem", "aligned", "aligned_rows", "refuse_capture"]
+__all__ = ["Form", "Problem", "Scales", "aligned", "aligned_rows", "refuse_capture"]
 
 # What bulk copies and vector loads want of an address, and of the distance from row to row: bytes.
 _ALIGNMENT = 16
@@ -28,10 +28,29 @@ class Problem:
     activation: str | None = None
     bias: bool = False
     residual: bool = False
+    out_dtype: torch.dtype | None = None  # of `linear24_scaled`, whose `dtype` has 8 bits
+
+    @property
+    def op(self) -> str:
+        """The operator that it is a call of."""
+        return "linear24" if self.out_dtype is None else "linear24_scaled"
+
+    @property
+    def y_dtype(self) -> torch.dtype:
+        """Of the result, and of what is added to it."""
+        return self.out_dtype or self.dtype
+
+
+class Scales(NamedTuple):
+    """What `linear24_scaled` has beside the operands of `linear24`."""
+
+    x: Tensor  # float32 [tokens]
+    weight: Tensor  # float32 [out]
+    out_dtype: torch.dtype
 
 
 class Form(Protocol):
-    """A way to compute `linear24` on CUDA tensors; a backend has one, with several configs."""
+    """A way to compute an operator on CUDA tensors; a backend has one, with several configs."""
 
     name: str
     dtypes: frozenset[torch.dtype]
@@ -76,6 +95,7 @@ class Form(Protocol):
         residual: Tensor | None,
         activation: str | None,
         y: Tensor | None = None,
+        scales: Scales | None = None,
     ) -> Tensor:
         """[tokens, out] of x [tokens, in], in `y` if the form can write to a tensor that it is given."""
 

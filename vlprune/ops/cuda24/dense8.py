@@ -1,0 +1,66 @@
+"""The dense product of 8-bit operands by what PyTorch has on this device: a rival, and the last resort."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference
+
+__all__ = ["linear8", "sums8", "unpack8"]
+
+# PyTorch's product of int8 takes more rows than this, and both take multiples: of 8, and of 16 for fp8.
+_FEWEST_INT8 = 16
+# Ada and Hopper are the first with tensor cores for E4M3.
+_FP8_CAPABILITY = (8, 9)
+
+
+def unpack8(values: Tensor, meta: Tensor) -> Tensor:
+    """`unpack24` of 8-bit values, which no kernel of PyTorch scatters in E4M3."""
+    return reference.unpack24(values.view(torch.int8), meta).view(values.dtype)
+
+
+def linear8(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """What `reference.linear24_scaled` computes, of x [tokens, in] and a dense weight [out, in]."""
+    with reference.as_typed(x.device):
+        if x.dtype is not torch.int8 and out_dtype is torch.bfloat16 and _takes_fp8(x, weight):
+            # The one form whose scales and bias are in the product's own epilogue.
+            added = None if bias is None else bias.to(out_dtype)
+            y = torch._scaled_mm(
+                x, weight.t(), scale_a=x_scale[:, None], scale_b=weight_scale[None], bias=added,
+                out_dtype=out_dtype, use_fast_accum=True,
+            )  # fmt: skip
+            y = reference.activate(y, activation)
+            return y if residual is None else y + residual
+        sums = sums8(x, weight)
+        return reference.scaled(sums, x_scale, weight_scale, bias, activation, residual, out_dtype)
+
+
+def sums8(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T`` before any scale: int32 or float32 [tokens, out]."""
+    if x.dtype is torch.int8:
+        fits = x.shape[0] > _FEWEST_INT8 and x.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0
+        if fits:
+            return torch._int_mm(x, weight.t())
+    elif _takes_fp8(x, weight):
+        one = x.new_ones((), dtype=torch.float32)
+        return torch._scaled_mm(
+            x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
+        )
+    return F.linear(x.float(), weight.float())
+
+
+def _takes_fp8(x: Tensor, weight: Tensor) -> bool:
+    if x.shape[1] % 16 or weight.shape[0] % 16:
+        return False
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY
