@@ -2,5 +2,6 @@
 
 from .attention import PackedAttention, SplitAttention
 from .linear24 import Linear24
+from .quantized24 import QuantizedLinear24
 
-__all__ = ["Linear24", "PackedAttention", "SplitAttention"]
+__all__ = ["Linear24", "PackedAttention", "QuantizedLinear24", "SplitAttention"]
