@@ -103,19 +103,22 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         py::arg("threads"), py::arg("isa"), nogil());
 
     m.def(
+        "linear24_few_below", [](int dtype, int isa) { return linear24_few_below(dtype_of(dtype), isa_of(isa)); },
+        py::arg("dtype"), py::arg("isa"));
+    m.def(
         "linear24_prepared_bytes",
-        [](int dtype, int64_t out, int64_t in, int isa) {
-            return linear24_prepared_bytes(dtype_of(dtype), out, in, isa_of(isa));
+        [](int dtype, int64_t out, int64_t in, bool few, int isa) {
+            return linear24_prepared_bytes(dtype_of(dtype), out, in, few, isa_of(isa));
         },
-        py::arg("dtype"), py::arg("out"), py::arg("in_"), py::arg("isa"));
+        py::arg("dtype"), py::arg("out"), py::arg("in_"), py::arg("few"), py::arg("isa"));
     m.def(
         "linear24_prepare",
-        [](Address values, Address meta, int dtype, int64_t out, int64_t in, Address prepared, int isa) {
-            linear24_prepare(at<void>(values), at<uint8_t>(meta), dtype_of(dtype), out, in, at<void>(prepared),
+        [](Address values, Address meta, int dtype, int64_t out, int64_t in, bool few, Address prepared, int isa) {
+            linear24_prepare(at<void>(values), at<uint8_t>(meta), dtype_of(dtype), out, in, few, at<void>(prepared),
                              isa_of(isa));
         },
-        py::arg("values"), py::arg("meta"), py::arg("dtype"), py::arg("out"), py::arg("in_"), py::arg("prepared"),
-        py::arg("isa"), nogil());
+        py::arg("values"), py::arg("meta"), py::arg("dtype"), py::arg("out"), py::arg("in_"), py::arg("few"),
+        py::arg("prepared"), py::arg("isa"), nogil());
     m.def(
         "linear24",
         [](Address x, int64_t ldx, Address prepared, Address bias, Address residual, int dtype, int64_t tokens,

@@ -9,7 +9,7 @@
 
 #include "attention.h"
 #include "linear24_activation.h"
-#include "linear24_blocks.h"
+#include "linear24_common.h"
 
 namespace vlprune {
 namespace {

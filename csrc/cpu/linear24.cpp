@@ -37,6 +37,11 @@ const Linear24Variant& variant(DType dtype, Isa isa) {
     }
 }
 
+const Linear24Form& form(DType dtype, bool few, Isa isa) {
+    const Linear24Variant& chosen = variant(dtype, isa);
+    return few ? chosen.few : chosen.many;
+}
+
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
 };
@@ -69,20 +74,22 @@ void* linear24_workspace(size_t bytes) {
     return memory.get();
 }
 
-int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, Isa isa) {
-    return variant(dtype, isa).prepared_bytes(out, in);
+int linear24_few_below(DType dtype, Isa isa) { return variant(dtype, isa).few_below; }
+
+int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, bool few, Isa isa) {
+    return form(dtype, few, isa).prepared_bytes(out, in);
 }
 
-void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, void* prepared,
-                      Isa isa) {
-    const Linear24Variant& chosen = variant(dtype, isa);
+void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, bool few,
+                      void* prepared, Isa isa) {
+    const Linear24Form& chosen = form(dtype, few, isa);
     ask_for_huge_pages(prepared, chosen.prepared_bytes(out, in));
     chosen.prepare(values, meta, out, in, prepared);
 }
 
 void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, const void* residual, DType dtype,
               int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa) {
-    const Linear24Variant& chosen = variant(dtype, isa);
+    const Linear24Form& chosen = form(dtype, tokens < linear24_few_below(dtype, isa), isa);
     if (tokens <= 0 || out <= 0) return;
     std::vector<Cursor> cursors(static_cast<size_t>(threads));
     const Linear24 problem{x, ldx, prepared, bias, residual, tokens, out, in, act, y, cursors.data()};

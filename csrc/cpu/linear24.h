@@ -25,11 +25,18 @@ struct alignas(64) Cursor {
     int64_t claimed;
 };
 
-// One instruction set and dtype. `run` does share `part` of `parts`; the shares write disjoint outputs.
-struct Linear24Variant {
+// A form of the prepared weight and who computes with it. `run` does share `part` of `parts`; the shares write
+// disjoint outputs.
+struct Linear24Form {
     int64_t (*prepared_bytes)(int64_t out, int64_t in);
     void (*prepare)(const void* values, const uint8_t* meta, int64_t out, int64_t in, void* prepared);
     void (*run)(const Linear24& problem, int part, int parts);
+};
+
+// One instruction set and dtype: a form for many tokens and one for fewer than `few_below`.
+struct Linear24Variant {
+    Linear24Form many, few;
+    int few_below;
 };
 
 extern const Linear24Variant linear24_portable_f32, linear24_portable_bf16;

@@ -3,55 +3,23 @@
 // A group of four inputs is 64 bits. It is broadcast to every 64 bits of a register, one byte shuffle picks
 // two inputs for each 32-bit lane, and vdpbf16ps multiplies them by the two kept values of that lane's output.
 // The shuffle's control is looked up, in a register, by the group's 4-bit meta.
-//
-// Prepared: [row tile of 16][eight groups]: one line of meta (32 bits a row), eight lines of values.
-// Memory: 2.25 bytes a kept weight, 0.56 of the dense weight.
 #include <cstring>
 
 #include "intrinsics_avx512.h"
 #include "linear24_activation.h"
-#include "linear24_blocks.h"
+#include "linear24_steps.h"
 #include "vec_avx512.h"
 
 namespace vlprune {
 namespace {
 
-constexpr int tile_rows = 16;
-constexpr int step_groups = 8;
+constexpr int tile_rows = Vec::width;
 // Twelve token registers hide the dot's latency; longer runs of tokens share a tile's weights.
 constexpr int token_registers = 12;
 constexpr int64_t run_steps = 32;                      // 1024 inputs: 18 KB of weights stay in the first-level cache
 constexpr int64_t resident_bytes = int64_t(384) * 1024;  // of x, in the second-level cache
 
-struct Step {
-    uint32_t meta[tile_rows];
-    uint16_t values[step_groups][tile_rows][2];
-};
-
-int64_t steps_of(int64_t in) { return ceil_div(in / 4, step_groups); }
-
-int64_t prepared_bytes(int64_t out, int64_t in) {
-    return ceil_div(out, tile_rows) * steps_of(in) * static_cast<int64_t>(sizeof(Step));
-}
-
-void prepare(const void* packed_values, const uint8_t* meta, int64_t out, int64_t in, void* prepared) {
-    const auto* values = static_cast<const uint16_t*>(packed_values);
-    auto* step = static_cast<Step*>(prepared);
-    const int64_t groups = in / 4, meta_stride = ceil_div(in, 8);
-    std::memset(prepared, 0, static_cast<size_t>(prepared_bytes(out, in)));
-    for (int64_t tile = 0; tile < out; tile += tile_rows) {
-        for (int64_t first = 0; first < groups; first += step_groups, ++step) {
-            const int64_t count = least(step_groups, groups - first);
-            for (int64_t row = 0; row < least(tile_rows, out - tile); ++row) {
-                const int64_t o = tile + row;
-                for (int64_t g = 0; g < count; ++g) {
-                    step->meta[row] |= uint32_t(meta_nibble(meta + o * meta_stride, first + g)) << 4 * g;
-                    std::memcpy(step->values[g][row], values + o * (in / 2) + 2 * (first + g), 4);
-                }
-            }
-        }
-    }
-}
+using Weight = Step<Vec, uint16_t>;
 
 // By the 4-bit meta: the bytes of the two picked bfloat16 inputs within 64 bits.
 __m512i shuffle_controls() {
@@ -65,14 +33,14 @@ __m512i shuffle_controls() {
 
 // The loop of twelve tokens has 45 instructions a group and no spills (GCC 12).
 template <int tokens>
-void multiply(const uint16_t* x, int64_t ldx, const Step* step, int64_t groups, const float* start,
+void multiply(const uint16_t* x, int64_t ldx, const Weight* step, int64_t groups, const float* start,
               int64_t start_stride, float* sums) {
     const __m512i controls = shuffle_controls();
     __m512 sum[tokens];
     for (int t = 0; t < tokens; ++t) sum[t] = _mm512_loadu_ps(start + t * start_stride);
     for (; groups > 0; groups -= step_groups, ++step) {
         const int count = static_cast<int>(least(step_groups, groups));
-        __m512i meta = _mm512_loadu_si512(step->meta);
+        __m512i meta = _mm512_loadu_si512(step->picks);
         for (int g = 0; g < count; ++g, x += 4) {
             const __m512i control = _mm512_permutexvar_epi32(meta, controls);
             const __m512bh values = (__m512bh)_mm512_loadu_si512(step->values[g]);
@@ -88,15 +56,15 @@ void multiply(const uint16_t* x, int64_t ldx, const Step* step, int64_t groups, 
     for (int t = 0; t < tokens; ++t) _mm512_storeu_ps(sums + t * tile_rows, sum[t]);
 }
 
-using Multiply = void (*)(const uint16_t*, int64_t, const Step*, int64_t, const float*, int64_t, float*);
+using Multiply = void (*)(const uint16_t*, int64_t, const Weight*, int64_t, const float*, int64_t, float*);
 constexpr Multiply multiply_for[] = {
     nullptr,     multiply<1>, multiply<2>, multiply<3>, multiply<4>,  multiply<5>,  multiply<6>,
     multiply<7>, multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>,
 };
 
 void run_tile(const Linear24& p, int64_t token, int64_t tokens, int64_t tile, float* sums) {
-    const int64_t steps = steps_of(p.in);
-    const auto* weights = static_cast<const Step*>(p.prepared) + tile * steps;
+    const int64_t steps = Weight::in_row_tile(p.in);
+    const auto* weights = static_cast<const Weight*>(p.prepared) + tile * steps;
     const auto* x = static_cast<const uint16_t*>(p.x) + token * p.ldx;
     float bias[tile_rows];
     load_bias<Vec, uint16_t>(p.bias, tile * tile_rows, p.out, bias);
@@ -105,7 +73,7 @@ void run_tile(const Linear24& p, int64_t token, int64_t tokens, int64_t tile, fl
         const int64_t groups = least(run_steps * step_groups, p.in / 4 - k * step_groups);
         for (int64_t s = 0; s < splits; ++s) {
             const int64_t t = tokens * s / splits, count = tokens * (s + 1) / splits - t;
-            multiply_for[count](x + t * p.ldx + k * step_groups * 4, p.ldx, weights + k, groups,
+            multiply_for[count](x + t * p.ldx + k * step_inputs, p.ldx, weights + k, groups,
                                 k == 0 ? bias : sums + t * tile_rows, k == 0 ? 0 : tile_rows, sums + t * tile_rows);
         }
     }
@@ -130,8 +98,10 @@ void run(const Linear24& p, int part, int parts) {
     }
 }
 
+constexpr Linear24Form any_tokens = {Weight::bytes, Weight::fill, run};
+
 }  // namespace
 
-const Linear24Variant linear24_avx512_bf16_dot = {prepared_bytes, prepare, run};
+const Linear24Variant linear24_avx512_bf16_dot = {any_tokens, any_tokens, 0};
 
 }  // namespace vlprune

@@ -4,62 +4,61 @@
 // packed values multiply: no transposes, any number of tokens from one up, rows of y are written as they are.
 #pragma once
 #include "linear24_activation.h"
-#include "linear24_blocks.h"
+#include "linear24_steps.h"
 
 namespace vlprune {
 namespace {
 
+// The values of a group as registers, a lane an output.
+template <class V>
+struct GroupValues {
+    typename V::reg low, high;
+};
+template <class V>
+inline GroupValues<V> group_values(const float* values) {
+    return {V::load(values), V::load(values + V::width)};
+}
+template <class V>
+inline GroupValues<V> group_values(const uint16_t* values) {
+    const auto words = V::load_bits(values);
+    return {V::from_bits(V::template shift_left<16>(words)), V::high_half(words)};
+}
+
 template <class V, class Element>
 struct Lanes {
-    using B = Block<V, Element>;
+    using Weight = Step<V, Element>;
     using reg = typename V::reg;
     static constexpr int W = V::width;
     static constexpr int token_registers = 8;
-    static constexpr int64_t run_blocks = 12;  // 768 inputs of a row tile stay in the first-level cache
+    static constexpr int64_t run_steps = 24;  // 768 inputs of a row tile stay in the first-level cache
     static constexpr int64_t resident_bytes = 256 * 1024;  // of x, in the second-level cache
 
-    // What `tokens` registers of sums need of a row tile: values as vectors, a pick for every eight groups.
-    struct Expanded {
-        float values[run_blocks * block_kept][W];
-        uint32_t picks[run_blocks * block_picks][W];
-    };
-
-    static void expand(const B* block, int64_t tiles, int64_t groups, Expanded& to) {
-        for (int64_t k = 0; k * block_groups < groups; ++k, block += tiles) {
-            std::memcpy(to.picks[k * block_picks], block->picks, sizeof block->picks);
-            for (int kept = 0; kept < block_kept; kept += W) {
-                reg square[W];
-                for (int r = 0; r < W; ++r) square[r] = V::load(block->rows[r].values + kept);
-                V::transpose(square);
-                for (int i = 0; i < W; ++i)
-                    V::store(to.values[k * block_kept + kept_at(kept + i, block->rows[0].values)], square[i]);
-            }
-        }
-    }
-
     template <int tokens>
-    static void multiply(const float* x, int64_t ldx, const Expanded& weight, int64_t groups, const float* start,
+    static void multiply(const float* x, int64_t ldx, const Weight* step, int64_t groups, const float* start,
                          int64_t start_stride, float* sums) {
         reg sum[tokens];
+#pragma GCC unroll 8
         for (int t = 0; t < tokens; ++t) sum[t] = V::load(start + t * start_stride);
-        for (int64_t first = 0; first < groups; first += groups_per_pick) {
-            auto picks = V::load_bits(weight.picks[first / groups_per_pick]);
-            const int64_t end = least(first + groups_per_pick, groups);
-            for (int64_t g = first; g < end; ++g, x += 4) {
-                const reg low = V::load(weight.values[2 * g]), high = V::load(weight.values[2 * g + 1]);
+        for (; groups > 0; groups -= step_groups, ++step) {
+            auto picks = V::load_bits(step->picks);
+            const int count = static_cast<int>(least(step_groups, groups));
+            for (int g = 0; g < count; ++g, x += 4) {
+                const GroupValues<V> values = group_values<V>(step->values[g]);
                 const auto high_picks = V::template shift_right<2>(picks);
+#pragma GCC unroll 8
                 for (int t = 0; t < tokens; ++t) {
                     const reg inputs = V::broadcast4(x + t * ldx);
-                    sum[t] = V::fma(V::pick(inputs, picks), low, sum[t]);
-                    sum[t] = V::fma(V::pick(inputs, high_picks), high, sum[t]);
+                    sum[t] = V::fma(V::pick(inputs, picks), values.low, sum[t]);
+                    sum[t] = V::fma(V::pick(inputs, high_picks), values.high, sum[t]);
                 }
                 picks = V::template shift_right<4>(picks);
             }
         }
+#pragma GCC unroll 8
         for (int t = 0; t < tokens; ++t) V::store(sums + t * W, sum[t]);
     }
 
-    using Multiply = void (*)(const float*, int64_t, const Expanded&, int64_t, const float*, int64_t, float*);
+    using Multiply = void (*)(const float*, int64_t, const Weight*, int64_t, const float*, int64_t, float*);
     static Multiply multiply_for(int64_t tokens) {
         static constexpr Multiply table[] = {multiply<1>, multiply<2>, multiply<3>, multiply<4>,
                                              multiply<5>, multiply<6>, multiply<7>, multiply<8>};
@@ -68,18 +67,17 @@ struct Lanes {
 
     // One row tile for `tokens` tokens whose inputs start at x.
     static void run_tile(const Linear24& p, const float* x, int64_t ldx, int64_t token, int64_t tokens, int64_t tile,
-                         Expanded& weight, float* sums) {
-        const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, block_inputs);
-        const auto* blocks = static_cast<const B*>(p.prepared);
+                         float* sums) {
+        const int64_t steps = Weight::in_row_tile(p.in);
+        const auto* weight = static_cast<const Weight*>(p.prepared) + tile * steps;
         float bias[W];
         load_bias<V, Element>(p.bias, tile * W, p.out, bias);
         const int64_t splits = ceil_div(tokens, token_registers);
-        for (int64_t k = 0; k < input_blocks; k += run_blocks) {
-            const int64_t groups = least(run_blocks * block_groups, p.in / 4 - k * block_groups);
-            expand(blocks + k * tiles + tile, tiles, groups, weight);
+        for (int64_t k = 0; k < steps; k += run_steps) {
+            const int64_t groups = least(run_steps * step_groups, p.in / 4 - k * step_groups);
             for (int64_t s = 0; s < splits; ++s) {
                 const int64_t t = tokens * s / splits, count = tokens * (s + 1) / splits - t;
-                multiply_for(count)(x + t * ldx + k * block_inputs, ldx, weight, groups,
+                multiply_for(count)(x + t * ldx + k * step_inputs, ldx, weight + k, groups,
                                     k == 0 ? bias : sums + t * W, k == 0 ? 0 : W, sums + t * W);
             }
         }
@@ -118,16 +116,15 @@ struct Lanes {
         if (begin == end) return;
         const int64_t longest = ceil_div(p.tokens, runs);
         const int64_t copied = sizeof(Element) == sizeof(float) ? 0 : longest * p.in;
-        auto* weight = static_cast<Expanded*>(
-            linear24_workspace(sizeof(Expanded) + static_cast<size_t>(longest * W + copied) * sizeof(float)));
-        auto* sums = reinterpret_cast<float*>(weight + 1);
+        auto* sums =
+            static_cast<float*>(linear24_workspace(static_cast<size_t>(longest * W + copied) * sizeof(float)));
         for (int64_t at = begin; at < end;) {
             const int64_t run = at / tiles, stop = least(end, (run + 1) * tiles);
             const int64_t token = p.tokens * run / runs, tokens = p.tokens * (run + 1) / runs - token;
             int64_t ldx;
             const float* x =
                 as_float(p, static_cast<const Element*>(p.x), token, tokens, sums + longest * W, &ldx);
-            for (; at < stop; ++at) run_tile(p, x, ldx, token, tokens, at - run * tiles, *weight, sums);
+            for (; at < stop; ++at) run_tile(p, x, ldx, token, tokens, at - run * tiles, sums);
         }
     }
 };

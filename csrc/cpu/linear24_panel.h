@@ -1,28 +1,24 @@
 // linear24 with tokens on the lanes: for many tokens.
 //
-// x is packed into panels of 64 inputs x panel_vectors vectors of tokens, which stay in the first-level cache. For
-// each kept weight: one offset, one broadcast, and for every vector of tokens one multiply-add whose operand
-// is read from the panel. The sums of one output row are the registers; between input blocks they rest in a
-// chunk of rows that fits the second-level cache.
+// x is packed into panels of panel_inputs x panel_vectors vectors of tokens, which stay in the first-level cache. The
+// sums of two output rows are the registers; between input blocks they rest in a chunk of rows that fits the
+// second-level cache.
 #pragma once
-#include <utility>
-
 #include "linear24_activation.h"
-#include "linear24_blocks.h"
+#include "linear24_product.h"
 
 namespace vlprune {
 namespace {
 
 template <class V, class Element>
 struct Panel {
-    using B = Block<V, Element>;
-    using Row = typename B::Row;
+    using Weight = Pairs<V, Element>;
     using reg = typename V::reg;
     static constexpr int W = V::width;
-    static constexpr int stride = panel_stride<V>;  // floats in a panel row, and in a row of sums
-    static constexpr int unit_rows = 16;            // rows finished together: a cache line of float32 output
+    static constexpr int stride = Weight::stride;
+    static constexpr int unit_rows = 16;  // rows finished together: a cache line of float32 output
     static constexpr int unit_tiles = unit_rows / W;
-    static constexpr int chunk_units = 32;     // 512 rows: 196 KB of sums with AVX2, 288 KB with AVX-512
+    static constexpr int chunk_units = V::chunk_units;
 
     // x[token, input ...] as a register; past the last input zeros.
     static reg load_inputs(const Element* row, int64_t input, int64_t in) {
@@ -33,9 +29,9 @@ struct Panel {
     }
 
     // Lanes past the last token repeat it: they are computed and never stored.
-    // Inputs are padded with zeros to whole octets of kept weights.
+    // Inputs are padded with zeros, for weights that are padding.
     static void pack(const Linear24& p, int64_t token, int64_t tokens, float* panels) {
-        const int64_t padded = 16 * ceil_div(p.in, 16);
+        const int64_t padded = W * ceil_div(p.in, W);
         for (int64_t strip = 0; strip < tokens; strip += W) {
             const Element* rows[W];
             for (int t = 0; t < W; ++t)
@@ -48,73 +44,6 @@ struct Panel {
                 for (int i = 0; i < W; ++i) V::store(to + i * stride, square[i]);
             }
         }
-    }
-
-    template <int vectors, int lane>
-    static void add(const char* panel, uint64_t& offsets, reg quad, reg (&sum)[vectors]) {
-        const float* x = reinterpret_cast<const float*>(panel + (offsets & 0xffff));
-        offsets >>= 16;
-        const reg weight = V::template lane4<lane>(quad);
-#pragma GCC unroll 12
-        for (int v = 0; v < vectors; ++v) sum[v] = V::fma(weight, V::load(x + v * W), sum[v]);
-    }
-
-    template <int vectors>
-    static void add_quad(const char* panel, uint64_t offsets, reg quad, reg (&sum)[vectors]) {
-        add<vectors, 0>(panel, offsets, quad, sum);
-        add<vectors, 1>(panel, offsets, quad, sum);
-        add<vectors, 2>(panel, offsets, quad, sum);
-        add<vectors, 3>(panel, offsets, quad, sum);
-    }
-
-    // The weights are one stream, read once a token block; fetching eight rows ahead gains 5 % on Zen 3.
-    static void prefetch_ahead(const Row& row, int rows) {
-        const char* ahead = reinterpret_cast<const char*>(&row + 8);
-        for (size_t line = 0; line < static_cast<size_t>(rows) * sizeof(Row); line += 64) V::prefetch(ahead + line);
-    }
-
-    // `rows` rows at a time so that enough sums are in flight to cover the multiply-add's latency.
-    template <int vectors, int rows>
-    static void multiply(const float* panel, const B& block, int octets, const float* start, float* sums) {
-        const char* base = reinterpret_cast<const char*>(panel);
-        for (int row = 0; row < W; row += rows) {
-            // Unrolled by order: GCC leaves the loop over rows standing, and the sums would live in memory.
-            reg sum[rows][vectors];
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 12
-                for (int v = 0; v < vectors; ++v)
-                    sum[r][v] = start ? V::set1(start[row + r]) : V::load(sums + (row + r) * stride + v * W);
-            prefetch_ahead(block.rows[row], rows);
-            for (int o = 0; o < octets; ++o) {
-#pragma GCC unroll 4
-                for (int r = 0; r < rows; ++r) {
-                    const Row& weight = block.rows[row + r];
-                    const Quads<V> quads = quads_of<V>(weight.values + o * octet);
-                    add_quad<vectors>(base, weight.offsets[2 * o], quads.first, sum[r]);
-                    add_quad<vectors>(base, weight.offsets[2 * o + 1], quads.second, sum[r]);
-                }
-            }
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 12
-                for (int v = 0; v < vectors; ++v) V::store(sums + (row + r) * stride + v * W, sum[r][v]);
-        }
-    }
-
-    using Multiply = void (*)(const float*, const B&, int, const float*, float*);
-
-    // Two rows while their sums fit the registers: one core of Zen 3 gains 8 to 15 % with three or four vectors.
-    template <int vectors>
-    static constexpr int rows_together = vectors == 1 ? 4 : vectors <= V::two_rows_to ? 2 : 1;
-
-    template <int... less>
-    static Multiply multiply_for(int64_t vectors, std::integer_sequence<int, less...>) {
-        static constexpr Multiply table[] = {multiply<less + 1, rows_together<less + 1>>...};
-        return table[vectors - 1];
-    }
-    static Multiply multiply_for(int64_t vectors) {
-        return multiply_for(vectors, std::make_integer_sequence<int, V::panel_vectors>());
     }
 
     // Activation, transpose, residual and store of a tile of sums for up to W tokens.
@@ -154,18 +83,17 @@ struct Panel {
 
     static void run_rows(const Linear24& p, const float* panels, float* sums, int64_t token, int64_t tokens,
                          int64_t first_unit, int64_t last_unit) {
-        const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, block_inputs);
-        const auto* blocks = static_cast<const B*>(p.prepared);
-        const Multiply multiply_block = multiply_for(ceil_div(tokens, W));
+        const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, Weight::inputs);
+        const auto* weight = static_cast<const typename Weight::Tile*>(p.prepared);
+        const auto multiply = Product<V, Element>::multiply_for(ceil_div(tokens, W));
         const int64_t first_tile = first_unit * unit_tiles, last_tile = least(tiles, last_unit * unit_tiles);
         for (int64_t k = 0; k < input_blocks; ++k) {
-            const int octets = octets_of(least(block_inputs, p.in - k * block_inputs));
-            const float* panel = panels + k * block_inputs * stride;
+            const float* panel = panels + k * Weight::inputs * stride;
             for (int64_t tile = first_tile; tile < last_tile; ++tile) {
                 float bias[W];
                 if (k == 0) load_bias<V, Element>(p.bias, tile * W, p.out, bias);
-                multiply_block(panel, blocks[k * tiles + tile], octets, k == 0 ? bias : nullptr,
-                               sums + (tile - first_tile) * W * stride);
+                multiply(panel, weight[k * tiles + tile], k == 0 ? bias : nullptr,
+                         sums + (tile - first_tile) * W * stride);
             }
         }
         finish(p, sums, token, tokens, first_unit, last_unit);
@@ -221,7 +149,7 @@ struct Panel {
         const int64_t token_blocks =
             most(ceil_div(vectors, V::panel_vectors), least(vectors, ceil_div(parts, units)));
         const Work work{vectors, token_blocks, units};
-        const size_t panel_floats = static_cast<size_t>(ceil_div(p.in, block_inputs) * block_inputs * stride);
+        const size_t panel_floats = static_cast<size_t>(ceil_div(p.in, Weight::inputs) * Weight::inputs * stride);
         float* panels = nullptr;
         int64_t packed = -1, token = 0, tokens = 0;
         for (Piece piece; next(p, work, part, parts, piece);) {

@@ -7,16 +7,11 @@ namespace vlprune {
 namespace {
 
 template <class V, class Element>
-void run_scheme(const Linear24& problem, int part, int parts) {
-    if (problem.tokens >= V::panel_from)
-        Panel<V, Element>::run(problem, part, parts);
-    else
-        Lanes<V, Element>::run(problem, part, parts);
-}
-
-template <class V, class Element>
-constexpr Linear24Variant variant_of = {Prepared<V, Element>::bytes, Prepared<V, Element>::fill,
-                                        run_scheme<V, Element>};
+constexpr Linear24Variant variant_of = {
+    {Pairs<V, Element>::bytes, Pairs<V, Element>::fill, Panel<V, Element>::run},
+    {Step<V, Element>::bytes, Step<V, Element>::fill, Lanes<V, Element>::run},
+    V::panel_from,
+};
 
 }  // namespace
 }  // namespace vlprune

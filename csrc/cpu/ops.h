@@ -35,10 +35,12 @@ int64_t pack24(const void* weight, DType dtype, int64_t rows, int64_t cols, void
 void unpack24(const void* values, const uint8_t* meta, DType dtype, int64_t rows, int64_t cols,
               void* weight, int threads, Isa isa);
 
-// linear24 works on a private re-ordering of (values, meta), made once by linear24_prepare into a
-// 64-byte-aligned buffer of linear24_prepared_bytes. The re-ordering depends on dtype and isa.
-int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, Isa isa);
-void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in,
+// linear24 works on a private re-ordering of (values, meta), made once by linear24_prepare into a 64-byte-aligned
+// buffer of linear24_prepared_bytes. It depends on dtype and isa, and on whether the tokens are few: fewer than
+// linear24_few_below.
+int linear24_few_below(DType dtype, Isa isa);
+int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, bool few, Isa isa);
+void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, bool few,
                       void* prepared, Isa isa);
 
 // y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]) + residual[t, o]; x [tokens, in] with row stride ldx, y and

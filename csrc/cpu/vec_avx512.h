@@ -10,7 +10,9 @@ struct Vec {
     static constexpr int width = 16;
     static constexpr int panel_vectors = 8;
     static constexpr int panel_padding = 16;
-    static constexpr int two_rows_to = 8;
+    static constexpr int panel_inputs = 64;
+    static constexpr int chunk_units = 32;  // 512 rows: 288 KB of sums
+    static constexpr int two_pairs_to = 3;
     // From this many tokens on they go on the lanes. Derived, not measured: two vectors of tokens reach 0.7 of
     // the panel's full speed on Zen 3, and outputs on the lanes reached 0.7 of it on Zen 5.
     static constexpr int panel_from = 25;
@@ -24,6 +26,15 @@ struct Vec {
         const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
     }
+    // Loaded once, however often it is used: GCC would give each multiply-add the memory as its operand.
+    static reg in_register(reg a) {
+#ifndef VLPRUNE_EMULATE_AVX512
+        __asm__("" : "+v"(a));
+#endif
+        return a;
+    }
+    static void accumulate(reg& sum, reg a, reg b) { sum = _mm512_fmadd_ps(a, b, sum); }
+    static void place_loops() {}
     static void store(float* p, reg a) { _mm512_storeu_ps(p, a); }
     static void store(uint16_t* p, reg a) {
         const __m512i u = _mm512_castps_si512(a);
@@ -53,7 +64,8 @@ struct Vec {
 
     static reg broadcast4(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
     static reg pick(reg a, ireg choice) { return _mm512_permutevar_ps(a, choice); }
-    static ireg load_bits(const uint32_t* p) { return _mm512_loadu_si512(p); }
+    static ireg set1_bits(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
+    static ireg load_bits(const void* p) { return _mm512_loadu_si512(p); }
     static ireg broadcast4_bits(const void* p) {
         return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)));
     }

@@ -11,7 +11,9 @@ struct Vec {
     static constexpr int width = 16;
     static constexpr int panel_vectors = 8;
     static constexpr int panel_padding = 16;
-    static constexpr int two_rows_to = 3;
+    static constexpr int panel_inputs = 64;
+    static constexpr int chunk_units = 32;  // 512 rows: 288 KB of sums
+    static constexpr int two_pairs_to = 1;
     static constexpr int panel_from = 25;
 
     struct reg {
@@ -97,7 +99,15 @@ struct Vec {
     static reg pick(reg a, ireg choice) {
         return each([&](int i) { return a.v[(i & ~3) | int(choice.v[i] & 3)]; });
     }
-    static ireg load_bits(const uint32_t* p) {
+    static reg in_register(reg a) { return a; }
+    static void accumulate(reg& sum, const reg& a, const reg& b) { sum = fma(a, b, sum); }
+    static void place_loops() {}
+    static ireg set1_bits(uint32_t word) {
+        ireg r;
+        for (uint32_t& lane : r.v) lane = word;
+        return r;
+    }
+    static ireg load_bits(const void* p) {
         ireg r;
         std::memcpy(r.v, p, sizeof r.v);
         return r;

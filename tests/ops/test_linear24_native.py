@@ -51,9 +51,10 @@ def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, re
     out, inputs = values.shape[0], 2 * values.shape[1]
     dtype = DTYPE[x.dtype]
     # Poison catches reads of what prepare left out, and the guard rows catch writes past the end of y.
-    prepared, address = aligned(native.linear24_prepared_bytes(dtype, out, inputs, isa))
+    few = x.shape[0] < native.linear24_few_below(dtype, isa)
+    prepared, address = aligned(native.linear24_prepared_bytes(dtype, out, inputs, few, isa))
     prepared.fill_(0xFF)
-    native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, address, isa)
+    native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, few, address, isa)
     y = torch.full((x.shape[0] + 2, out), float("nan"), dtype=x.dtype)
     native.linear24(
         x.data_ptr(), x.stride(0), address, address_of(bias), address_of(residual), dtype, x.shape[0], out,
@@ -160,13 +161,46 @@ def test_thread_count_changes_no_bit(variant, dtype, tokens):
 
 @pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
 def test_a_token_does_not_depend_on_its_neighbours(variant, dtype):
-    # Sums run in the same order whatever the scheme and the register block, so a batch changes no bit.
+    # Sums run in the same order whatever the register block, so a batch changes no bit, few tokens or many.
     values, meta, _ = random_weight(48, 1000, dtype)
     x = torch.randn(200, 1000, generator=torch.Generator().manual_seed(6)).to(dtype)
-    together = linear24(variant, x, values, meta, activation="gelu")
-    for first, last in [(0, 1), (3, 14), (20, 70), (100, 200)]:
-        part = linear24(variant, x[first:last], values, meta, activation="gelu")
-        assert torch.equal(part, together[first:last]), f"tokens {first}:{last}"
+    for whole, parts in [(200, [(3, 30), (20, 70), (100, 200)]), (11, [(0, 1), (4, 6), (2, 10)])]:
+        together = linear24(variant, x[:whole], values, meta, activation="gelu")
+        for first, last in parts:
+            part = linear24(variant, x[first:last], values, meta, activation="gelu")
+            assert torch.equal(part, together[first:last]), f"tokens {first}:{last} of {whole}"
+
+
+PICKS = {
+    "all rows keep the same": [(0, 1)],
+    "partners share nothing": [(0, 1), (2, 3)],
+    "one of two": [(0, 2), (2, 3)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("inputs", [128, 132, 260])
+@pytest.mark.parametrize("picks", PICKS.values(), ids=PICKS)
+def test_rows_may_keep_any_inputs_in_common(variant, dtype, picks, inputs):
+    out, tokens = 37, 50
+    values, meta, _ = random_weight(out, inputs, dtype)
+    kept = torch.tensor([picks[row % len(picks)] for row in range(out)])
+    nibbles = (kept[:, 0] | kept[:, 1] << 2).to(torch.uint8)
+    meta[:] = (nibbles | nibbles << 4)[:, None]
+    columns = kept[:, None, :].expand(-1, inputs // 4, -1)
+    dense = torch.zeros(out, inputs // 4, 4, dtype=dtype).scatter_(2, columns, values.view(out, -1, 2))
+    x = torch.randn(tokens, inputs, generator=torch.Generator().manual_seed(8)).to(dtype)
+    assert_close(linear24(variant, x, values, meta), dense_linear(x, dense.reshape(out, inputs)))
+
+
+@pytest.mark.parametrize("tokens", [3, 50])
+def test_infinity_at_an_input_stays_out_of_rows_without_it(variant, tokens):
+    # also where kept weights are padded to whole vectors
+    values, meta, _ = random_weight(21, 68, torch.float32)
+    meta[:] = 0b0100_0100
+    x = torch.randn(tokens, 68, generator=torch.Generator().manual_seed(9))
+    x[:, 2::4] = x[:, 3::4] = float("inf")
+    assert linear24(variant, x, values, meta).isfinite().all()
 
 
 def test_no_tokens_is_no_work(variant):
@@ -190,4 +224,4 @@ def test_own_pool_computes_the_same(variant):
 def test_float16_is_refused(variant):
     native, isa = variant
     with pytest.raises(ValueError, match="float16"):
-        native.linear24_prepared_bytes(2, 8, 8, isa)
+        native.linear24_prepared_bytes(2, 8, 8, False, isa)

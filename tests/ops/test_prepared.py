@@ -199,7 +199,21 @@ def test_prepared_memory_is_aligned():
     for seed in range(5):
         layer = Layer(3, 4 + 4 * seed)
         ops.prepare24(layer.values, layer.meta)
-        assert prepared._cache[id(layer.values)].pointer % 64 == 0
+        entry = prepared._cache[id(layer.values)]
+        for tokens in (1, 1000):
+            assert entry.pointer(layer.values, layer.meta, tokens) % 64 == 0
+
+
+def test_each_form_is_made_when_it_is_needed():
+    layer = Layer(64, 128)
+    ops.prepare24(layer.values, layer.meta)
+    entry = prepared._cache[id(layer.values)]
+    assert list(entry._forms) == [False]
+    many = entry.pointer(layer.values, layer.meta, tokens=50)
+    for tokens in (2, 50, 1):
+        x = normal(tokens, 128)
+        torch.testing.assert_close(layer(x), fresh(layer, x))
+    assert entry.pointer(layer.values, layer.meta, tokens=50) == many
 
 
 def test_threads_share_one_weight():

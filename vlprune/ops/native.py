@@ -132,13 +132,14 @@ def linear24(
     if not runs_natively("linear24", x.dtype, backend) or x.shape[-1] == 0:
         return reference.linear24(x, values, meta, bias, activation, residual)
     out, inputs = values.shape[0], x.shape[-1]
-    weight = prepared24(values, meta)
+    tokens = x.numel() // inputs
+    weight = prepared24(values, meta)  # to stay while it is read
     bias, residual = (None if given is None else given.contiguous() for given in (bias, residual))
     y = x.new_empty(*x.shape[:-1], out)
     rows, pitch = (x, inputs) if x.is_contiguous() else _rows(x)
     extension().linear24(
-        rows.data_ptr(), pitch, weight.pointer, _pointer(bias), _pointer(residual), DTYPE_CODE[x.dtype],
-        x.numel() // inputs, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
+        rows.data_ptr(), pitch, weight.pointer(values, meta, tokens), _pointer(bias), _pointer(residual),
+        DTYPE_CODE[x.dtype], tokens, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
         thread_count(), best_isa(),
     )  # fmt: skip
     return y

@@ -1,7 +1,8 @@
-"""The CPU form of packed weights that `linear24` computes with: made once, kept while it is valid.
+"""The CPU forms of packed weights that `linear24` computes with: made once, kept while they are valid.
 
-An entry belongs to one `values` tensor object, which the dispatcher hands through unchanged (also from
-compiled code). It is used again only if nothing that could change the weight has happened since:
+There is one for many tokens and one for few, each made when it is first needed. An entry belongs to one
+`values` tensor object, which the dispatcher hands through unchanged (also from compiled code). It is used
+again only if nothing that could change the weight has happened since:
 
 * the same `values` and `meta` objects, each on the same storage and address (`.to()`, `.data = ...`);
 * the same version counters (optimizer steps, `load_state_dict`, any in-place operation);
@@ -42,6 +43,7 @@ __all__ = ["Prepared", "best_isa", "prepare24", "prepared24"]
 _ALIGNMENT = 64
 _META_SAMPLES = 64
 _WHOLE = 4096
+_MANY = 1 << 30  # tokens
 _WORDS = {1: ctypes.c_uint8, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
@@ -71,28 +73,34 @@ class _Seen(Seen):
         return super().is_still(tensor) and self._bytes == self._words.tobytes()
 
 
-class Prepared:
-    """The re-ordered weight at `pointer`, and what it was made from."""
+@functools.cache
+def _few_below(dtype: int) -> int:
+    """Return the number of tokens from which on a call is one of many."""
+    return int(extension().linear24_few_below(dtype, best_isa()))
 
-    __slots__ = (
-        "_address",
-        "_buffer",
-        "_meta",
-        "_values",
-        "pointer",
+
+def _reordered(values: Tensor, meta: Tensor, few: bool) -> tuple[Tensor, int]:
+    """Make a form of a weight: the memory and the address in it."""
+    rows, half = values.shape
+    dtype = DTYPE_CODE[values.dtype]
+    size = extension().linear24_prepared_bytes(dtype, rows, 2 * half, few, best_isa())
+    # Said, since PyTorch may have been told another device for tensors that name none.
+    buffer = torch.empty(size + _ALIGNMENT - 1, dtype=torch.uint8, device="cpu")
+    pointer = -(-buffer.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+    source, source_meta = values.detach().contiguous(), meta.contiguous()
+    extension().linear24_prepare(
+        source.data_ptr(), source_meta.data_ptr(), dtype, rows, 2 * half, few, pointer, best_isa()
     )
+    return buffer, pointer
+
+
+class Prepared:
+    """The re-ordered forms of a weight that were needed so far, and what they were made from."""
+
+    __slots__ = ("_forms", "_meta", "_values")
 
     def __init__(self, values: Tensor, meta: Tensor) -> None:
-        rows, half = values.shape
-        dtype = DTYPE_CODE[values.dtype]
-        size = extension().linear24_prepared_bytes(dtype, rows, 2 * half, best_isa())
-        # Said, since PyTorch may have been told another device for tensors that name none.
-        self._buffer = torch.empty(size + _ALIGNMENT - 1, dtype=torch.uint8, device="cpu")
-        self.pointer = -(-self._buffer.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        source, source_meta = values.detach().contiguous(), meta.contiguous()
-        extension().linear24_prepare(
-            source.data_ptr(), source_meta.data_ptr(), dtype, rows, 2 * half, self.pointer, best_isa()
-        )
+        self._forms: dict[bool, tuple[Tensor, int]] = {}
         if values.is_inference() or meta.is_inference():
             return
         self._values = _Seen(values, _sampled_values(values), functools.partial(_forget, id(values)))
@@ -101,6 +109,15 @@ class Prepared:
     def is_for(self, values: Tensor, meta: Tensor) -> bool:
         """Whether it still is the weight of (values, meta)."""
         return self._values.is_still(values) and self._meta.is_still(meta)
+
+    def pointer(self, values: Tensor, meta: Tensor, tokens: int) -> int:
+        """Return the address of the form of (values, meta), of which this is, that serves so many tokens."""
+        few = tokens < _few_below(DTYPE_CODE[values.dtype])
+        form = self._forms.get(few)
+        if form is None:
+            # of two threads that come here at once, both use the one that stays
+            form = self._forms.setdefault(few, _reordered(values, meta, few))
+        return form[1]
 
 
 _cache: dict[int, Prepared] = {}
@@ -120,6 +137,9 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
 
     Or `linear24_scaled`, where values are int8 or float8_e4m3fn.
 
+    On the CPU that is the form for many tokens; the one for few (fewer than 12 with AVX2, 25 with AVX-512)
+    is made at the first call that has so few.
+
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
     will be passed there. Also to be called after changing single entries through ``values.data`` or
     ``meta.data``: PyTorch does not count such writes, and only those to whole rows or columns of `values`
@@ -137,10 +157,8 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
         prepare24_cuda(values, meta, backend, anew)
     here = values.device.type == "cpu" and backend in ("auto", "cpu")
     if here and runs_natively("linear24", values.dtype, backend):
-        if anew:
-            _prepare(values, meta)
-        else:
-            prepared24(values, meta)
+        entry = _prepare(values, meta) if anew else prepared24(values, meta)
+        entry.pointer(values, meta, tokens=_MANY)
 
 
 def _prepare(values: Tensor, meta: Tensor) -> Prepared:
