@@ -1,12 +1,15 @@
-"""What the selecting kernels can take, without importing triton: asked for before they are."""
+"""What kernels can take, without importing triton: asked for before they are."""
 
 from __future__ import annotations
 
-__all__ = ["MAX_ENTRIES", "max_unit"]
+__all__ = ["MAX_COLUMNS", "MAX_ENTRIES", "max_unit"]
 
 # Entries of a matrix that is one unit: counts are int32, and so are offsets, which go beyond its last row and
 # column by less than a block.
 MAX_ENTRIES = 2**31 - 2**16
+
+# Inputs of a row that is quantised on chip: 64 a thread in eight warps.
+MAX_COLUMNS = 16384
 
 
 def max_unit(entries: int) -> int:

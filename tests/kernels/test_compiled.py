@@ -21,6 +21,7 @@ from vlprune.kernels import (  # noqa: E402
     column_sumsq,
     groups4,
     masked_update,
+    quantize_rows,
     wanda_layer,
     wanda_mask,
     wanda_pack24,
@@ -39,10 +40,12 @@ TYPES = {
     "table": "*i64",
 }
 UPDATE_TYPES = {"out": "W", "a": "*fp32", "b": "*fp32", "scale": "fp32"}
+QUANTIZE_TYPES = {"q": "*i8", "scales": "*fp32"}
 FACTORS_AS_WEIGHT = {"a": "W", "b": "W"}
 TILE = {"ROWS": groups4.ROWS, "UNITS": groups4.UNITS}
 SUMS = {"TOKENS": column_sumsq.TOKENS, "COLUMNS": column_sumsq.COLUMNS}
 UPDATE = {"ROWS": masked_update.ROWS, "COLUMNS": masked_update.COLUMNS}
+QUANTIZE = {"LARGEST": 127.0, "INTEGER": True}
 LAYER = {"BLOCK": wanda_layer.BLOCK}
 
 
@@ -95,6 +98,9 @@ KERNELS = {
     "update-64-factors-as-weight": (
         masked_update._update, 8, {**UPDATE, "RANK": 64, "STEP": 32}, ("rows", "cols"), False,
     ),
+    "quantize-1024": (quantize_rows._quantize, 4, {**QUANTIZE, "COLUMNS": 1024}, ("cols", "pitch"), False),
+    "quantize-16384": (quantize_rows._quantize, 8, {**QUANTIZE, "COLUMNS": 16384}, ("cols", "pitch"), False),
+    "quantize-16384-odd": (quantize_rows._quantize, 8, {**QUANTIZE, "COLUMNS": 16384}, (), False),
     "sumsq-total": (
         column_sumsq._total,
         4,
@@ -110,6 +116,7 @@ def compiled(name, dtype, architecture):
     kernel, warps, constants, divisible, constant_dtype = KERNELS[name]
     constants = {**constants, **({"dtype": DTYPES[dtype]} if constant_dtype else {})}
     own = UPDATE_TYPES if name.startswith("update") else {}
+    own = QUANTIZE_TYPES if name.startswith("quantize") else own
     own = own | FACTORS_AS_WEIGHT if name.endswith("factors-as-weight") else own
     types = {argument: kind.replace("W", f"*{dtype}") for argument, kind in (TYPES | own).items()}
     return compile_for(
@@ -158,6 +165,8 @@ WIDE = {
     "mask-row-1024": {"bf16": (12, 2), "fp16": (12, 2), "fp32": (16, 2)},
     "mask-row-16384": {"bf16": (12, 2), "fp16": (12, 2), "fp32": (16, 2)},
     "sumsq-plain": {"bf16": (4, 0), "fp16": (4, 0), "fp32": (8, 0)},
+    # 64 inputs a thread.
+    "quantize-16384": {"bf16": (8, 4), "fp16": (8, 4), "fp32": (16, 4)},
 }
 WIDE_CASES = [(name, dtype) for name, dtypes in WIDE.items() for dtype in dtypes]
 
@@ -170,6 +179,20 @@ def test_reads_and_writes_16_bytes_at_once(folder, name, dtype):
     if "many" not in name:
         # W, or what is large of the input, is read in no other way.
         assert len(re.findall(r"LDG", sass)) == WIDE[name][dtype][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [512, 16384])
+def test_quantizes_to_e4m3(folder, dtype, columns):
+    constants = {"LARGEST": 448.0, "INTEGER": False, "COLUMNS": columns}
+    types = {"x": f"*{dtype}", "q": "*fp8e4nv", "scales": "*fp32"}
+    how = {"num_warps": 8 if columns > 512 else 2, "enable_fp_fusion": False}
+    made = compile_for(90, quantize_rows._quantize, types, constants, ("cols", "pitch"), **how)
+    sass = dump_of(made, "--dump-sass", folder / f"e4m3-{dtype}-{columns}.cubin")
+    # Two at a time, by the hardware.
+    assert len(re.findall(r"F2FP\.SATFINITE\.E4M3", sass)) == columns // (32 * how["num_warps"]) // 2
+    assert not re.findall(r"\b(?:LDL|STL)\b", sass)
 
 
 @pytest.mark.slow

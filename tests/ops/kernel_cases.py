@@ -13,7 +13,8 @@ import torch
 from vlprune.ops import reference, triton_ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODULES = ("column_sumsq", "masked_update", "wanda_layer", "wanda_mask", "wanda_pack24", "wanda_rows")
+MODULES = ("column_sumsq", "masked_update", "quantize_rows")
+MODULES += ("wanda_layer", "wanda_mask", "wanda_pack24", "wanda_rows")
 GUARD = 64
 _made = []
 _new_empty = torch.Tensor.new_empty
@@ -318,6 +319,24 @@ def _update(dtype, kind, device):
     same(triton_ops.masked_update(weight[:0], a, b[:0], 1.0, None), weight[:0])
 
 
+def _quantized(dtype, kind, device):
+    generator = torch.Generator().manual_seed(5)
+    x = (torch.randn(6, 7, 300, generator=generator) * 3).to(device, dtype)
+    x[0, :2], x[0, 2, :299], x[0, 3], x[0, 4] = 0, -0.0, x[0, 3] * 2.0**-14, x[0, 3] * 2.0**11
+    x[5, 0, 5], x[5, 1, 5], x[5, 2] = torch.inf, torch.nan, -torch.inf
+    ties = torch.arange(-127, 128, device=device).to(dtype) + 0.5
+    ties[-1] = 127
+    for seen in (x, x[:, ::2, 3:260], x.transpose(0, 2), x[:1, :1, :1], x[:0], ties, x[..., 7]):
+        for to in reference.LARGEST:
+            q, scale = triton_ops.quantize_rows(seen, to)
+            right_q, right = reference.quantize_rows(seen.cpu(), to)
+            finite = right.isfinite()
+            same(scale[finite.to(device)], right[finite])
+            same(scale.isnan(), right.isnan())
+            same(scale.isinf(), right.isinf())
+            same(q[finite.to(device)], right_q[finite])
+
+
 def _elsewhere(dtype, kind, device):
     """What no kernel takes goes to the definition."""
     for width in (8193, 16400):
@@ -326,6 +345,13 @@ def _elsewhere(dtype, kind, device):
     masks(double, norm)
     packs(double, norm)
     same(triton_ops.column_sumsq(double), on_cpu("column_sumsq", double))
+    for large in (double, torch.ones(1, 16400, dtype=dtype, device=device)):
+        for got, right in zip(
+            triton_ops.quantize_rows(large, torch.int8),
+            on_cpu("quantize_rows", large, torch.int8),
+            strict=True,
+        ):
+            same(got, right)
 
 
 LAYER = {"_count_digits", "_count_ties", "_write"}
@@ -344,6 +370,7 @@ CHECKS = {
     "norms that are NaN": (_nan_norms, ("normal",), {"_pack_one", *MASKS, *LAYER}),
     "column_sumsq": (_sumsq, ("normal",), {"_partial", "_total"}),
     "masked_update": (_update, ("normal",), {"_update"}),
+    "quantize_rows": (_quantized, ("normal",), {"_quantize"}),
     "elsewhere": (_elsewhere, ("normal",), set()),
 }
 # What does not depend on the dtype but for a conversion is tried with two of them.
@@ -353,7 +380,10 @@ CASES = {
     for kind in kinds
     for name, dtype in DTYPES.items()
     if name != "float16"
-    or (check in ("pack", "groups of 4", "many", "masked_update") and kind in ("normal", "ties"))
+    or (
+        check in ("pack", "groups of 4", "many", "masked_update", "quantize_rows")
+        and kind in ("normal", "ties")
+    )
 }
 
 

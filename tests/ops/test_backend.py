@@ -31,6 +31,12 @@ def test_table():
         },
     }
     assert scaled["sm90"] == table["linear24"]["sm90"]
+    quantize = table.pop("quantize_rows")
+    assert quantize.pop("triton") == table["column_sumsq"]["triton"]
+    assert quantize == {
+        "torch": None,
+        **{name: f"quantize_rows has no form on the {name} backend" for name in ("cpu", *ON_CUDA)},
+    }
     assert set(table) == {*NATIVE, *COMPOSED, "head_attention"}
     for op, row in table.items():
         assert set(row) == {"torch", "cpu", "triton", *ON_CUDA}

@@ -65,6 +65,7 @@ def arguments(dtype):
             (*scaled(x, values, meta), torch.bfloat16, normal(12), "gelu"),
             (*scaled(x, values, meta), torch.float16, None, None, "auto", added.half()),
         ],
+        "quantize_rows": [(x, torch.int8), (x.transpose(0, 1), torch.int8)],
         "masked_update": [
             (weight, normal(3, 24), normal(12, 3)),
             (weight, normal(3, 24, dtype=dtype), normal(12, 3, dtype=dtype), 0.5, weight > 0),
@@ -129,7 +130,16 @@ def test_compiles_whole(op, dtype, case):
                 assert torch.equal(compiled, eager)
 
 
-CUDA = ["column_sumsq", "masked_update", "wanda_mask", "wanda_pack24", "wanda_pack24_many", "linear24"]
+CUDA = [
+    "column_sumsq",
+    "masked_update",
+    "wanda_mask",
+    "wanda_pack24",
+    "wanda_pack24_many",
+    "linear24",
+    "linear24_scaled",
+    "quantize_rows",
+]
 
 
 @pytest.mark.parametrize("op", [*CUDA, "_head_attention", "_head_attention_backward"])

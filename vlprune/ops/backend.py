@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from ..kernels.limits import max_unit
+from ..kernels.limits import MAX_COLUMNS, max_unit
 from . import gpu
 from .cuda24.forms import FORMS
 from .cuda24.problem import Problem
@@ -40,6 +40,7 @@ _OPS = (
     "unpack24",
     "linear24",
     "linear24_scaled",
+    "quantize_rows",
     "head_attention",
     "masked_update",
 )
@@ -64,6 +65,7 @@ _TRITON_DTYPES = {
             "wanda_pack24_many",
             "head_attention",
             "masked_update",
+            "quantize_rows",
         ),
         _STORED,
     ),
@@ -111,8 +113,9 @@ def why_not(
         op: an operator of `torch.ops.vlprune`, for example "linear24".
         dtype: also judge this dtype of the weight (of x for "column_sumsq").
         device: also judge tensors on this device.
-        in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows; with
-            `out_features` and `tokens` also judge "linear24" and "linear24_scaled" of these sizes.
+        in_features: also judge rows of this many inputs, for "wanda_mask" over whole rows and for
+            "quantize_rows"; with `out_features` and `tokens` also judge "linear24" and "linear24_scaled" of
+            these sizes.
         head_dim: also judge heads of this width, for "head_attention".
         out_features: see `in_features`.
         tokens: see `in_features`.
@@ -206,6 +209,8 @@ def _why_not_kernel(
             f"wanda_mask on the triton backend selects from at most {max_unit(unit)} inputs{these}, "
             f"not from {unit}"
         )
+    if op == "quantize_rows" and unit > MAX_COLUMNS:
+        return f"{op} on the triton backend takes rows of at most {MAX_COLUMNS} inputs, not {unit}"
     widest = _MAX_HEAD_DIM_FLOAT32 if dtype is torch.float32 else _MAX_HEAD_DIM
     if head_dim > widest:
         of = " of float32" if dtype is torch.float32 else ""

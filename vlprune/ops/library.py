@@ -33,6 +33,7 @@ _SCHEMAS = (
     "linear24_scaled(Tensor x, Tensor x_scale, Tensor values, Tensor meta, Tensor weight_scale, "
     "ScalarType out_dtype, Tensor? bias=None, str? activation=None, "
     'str backend="auto", Tensor? residual=None) -> Tensor',
+    "quantize_rows(Tensor x, ScalarType dtype) -> (Tensor q, Tensor scale)",
     "head_attention(Tensor qkv, int num_heads, bool causal=False, float? scale=None) -> Tensor",
     "masked_update(Tensor weight, Tensor a, Tensor b, float scale=1.0, Tensor? keep=None) -> Tensor",
     "_masked_update_backward(Tensor grad, Tensor a, Tensor b, float scale, Tensor? keep) -> (Tensor, Tensor)",
@@ -157,6 +158,10 @@ def _fake_linear24_scaled(
     return x.new_empty(*x.shape[:-1], values.shape[0], dtype=out_dtype)
 
 
+def _fake_quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
 def _fake_masked_update(
     weight: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, keep: Tensor | None = None
 ) -> Tensor:
@@ -226,6 +231,7 @@ _register("pack24", reference.pack24, empty_packed, native.pack24)
 _register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
 _register("linear24_scaled", _linear24_scaled_anywhere, _fake_linear24_scaled, cuda=entry.linear24_scaled)
+_register("quantize_rows", reference.quantize_rows, _fake_quantize_rows, cuda=triton_ops.quantize_rows)
 _register(
     "masked_update",
     reference.masked_update,

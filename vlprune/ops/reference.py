@@ -207,7 +207,8 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     # The least normal number stands in for scales of rows of zeros, and of what float32 hardly holds.
     scale = (torch.maximum(high, -low).float() / largest).clamp_min(torch.finfo(torch.float32).tiny)
     q = x.float() / scale[..., None]
-    return (q.round() if dtype is torch.int8 else q).clamp(-largest, largest).to(dtype), scale
+    q = (q.round() if dtype is torch.int8 else q).clamp(-largest, largest).to(dtype)
+    return q.contiguous(), scale.contiguous()
 
 
 def as_typed(device: torch.device) -> AbstractContextManager[object]:

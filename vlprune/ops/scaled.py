@@ -19,6 +19,7 @@ __all__ = ["linear24_scaled", "quantize_rows"]
 
 _OUT_DTYPES = (torch.bfloat16, torch.float16)
 
+_quantize_rows: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.quantize_rows.default
 _linear24_scaled: Callable[..., Tensor] = torch.ops.vlprune.linear24_scaled.default
 
 
@@ -29,8 +30,8 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, T
     are rounded to nearest, ties to even, and saturate. Zeros stay zeros, so what is 2:4 stays 2:4. A row with
     an infinite number or NaN gets a scale that is not finite, and so results that are not.
 
-    Plain PyTorch operators: `torch.compile` fuses them with each other and with what comes before. That is 3
-    bytes an input from 16 bits, where a row stays on chip, else 5; uncompiled it is about 29.
+    On a CUDA device one kernel reads x once and writes q and the scales, 3 bytes an input from 16 bits. For
+    `torch.compile` these are plain PyTorch operators, which it fuses with what comes before.
 
     Args:
         x: [..., in], any floating dtype; packed `values` are quantised as they are.
@@ -47,7 +48,7 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, T
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"quantize_rows: expected x of shape [..., in], in at least 1, got {tuple(x.shape)}")
     _check_scaled("quantize_rows", "dtype", dtype)
-    return reference.quantize_rows(x.detach(), dtype)
+    return (reference.quantize_rows if torch.compiler.is_compiling() else _quantize_rows)(x.detach(), dtype)
 
 
 def linear24_scaled(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.limits import MAX_ENTRIES
-from . import reference
+from . import gpu, reference
 from .backend import runs_on_triton
 
 __all__ = [
@@ -25,10 +25,14 @@ __all__ = [
     "head_attention_backward",
     "head_attention_forward",
     "masked_update",
+    "quantize_rows",
     "wanda_mask",
     "wanda_pack24",
     "wanda_pack24_many",
 ]
+
+# The first that convert to E4M3.
+_FP8_CAPABILITY = (8, 9)
 
 
 @functools.cache
@@ -101,6 +105,17 @@ def masked_update(
         return reference.masked_update(weight, a, b, scale, keep)
     out: Tensor = _kernels("masked_update").masked_update(weight, a, b, scale, keep)
     return out
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `reference.quantize_rows`."""
+    unable = dtype is torch.float8_e4m3fn and x.is_cuda and gpu.too_old(x.device.index, _FP8_CAPABILITY)
+    if unable or not runs_on_triton("quantize_rows", x.dtype, device=x.device, unit=x.shape[-1]):
+        return reference.quantize_rows(x, dtype)
+    rows = reference.rows_of(x)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    q, scale = _kernels("quantize_rows").quantize_rows(rows, dtype, reference.LARGEST[dtype])
+    return q.view(x.shape), scale.view(x.shape[:-1])
 
 
 def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
