@@ -1,8 +1,8 @@
 // The prepared weight for few tokens: [row tile][eight groups], a line of picks and eight of values.
 //
 // A row of the tile is a lane. A pick is the packed meta of its eight groups; a group's two values are two vectors
-// in float32, and the halves of one 32-bit lane in bfloat16. Memory: float32 4.5 bytes a kept weight = 0.56 of the
-// dense weight; bfloat16 2.5 = 0.63 of dense.
+// in float32, and the halves of one 32-bit lane in bfloat16. Memory: float32 4.25 bytes a kept weight = 0.53 of the
+// dense weight; bfloat16 2.25 = 0.56 of dense.
 #pragma once
 #include "linear24_common.h"
 
