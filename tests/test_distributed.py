@@ -80,8 +80,12 @@ END = """
 if "RANK" in os.environ:
     dist.destroy_process_group()
     # a thread of gloo's that outlives its group aborts the process now and then, as the interpreter ends
-    threads = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
-    assert not [thread for thread in threads if "gloo" in thread], threads
+    left = [
+        thread
+        for thread in os.listdir("/proc/self/task")
+        if os.path.exists(comm := f"/proc/self/task/{thread}/comm") and "gloo" in open(comm).read()
+    ]
+    assert not left, left
 """
 
 
@@ -151,6 +155,27 @@ def test_ranks_return_what_one_process_does(tmp_path):
         (scores,) = json.loads((folders[count] / "kept.json").read_text())["jobs"].values()
         assert len(scores) == len(one["errors"])
         assert not (folders[count] / "stderr1.txt").read_text()
+
+
+LATE = """
+import os
+import torch.distributed as dist
+dist.init_process_group("gloo")
+import vlprune
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted under /proc")
+def test_a_group_made_before_the_import_is_let_go_too(tmp_path):
+    job = tmp_path / "late.py"
+    job.write_text(LATE + END)
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(job)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *run], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 BROKEN = """

@@ -27,14 +27,16 @@ def pack24(
 def unpack24(
     values: int, meta: int, dtype: int, rows: int, cols: int, weight: int, threads: int, isa: int
 ) -> None: ...
-def linear24_prepared_bytes(dtype: int, out: int, in_: int, isa: int) -> int: ...
+def linear24_few_below(dtype: int, isa: int) -> int: ...
+def linear24_prepared_bytes(dtype: int, out: int, in_: int, few: bool, isa: int) -> int: ...
 def linear24_prepare(
-    values: int, meta: int, dtype: int, out: int, in_: int, prepared: int, isa: int
+    values: int, meta: int, dtype: int, out: int, in_: int, few: bool, prepared: int, isa: int
 ) -> None: ...
 def linear24(
     x: int,
     ldx: int,
     prepared: int,
+    few: bool,
     bias: int,
     residual: int,
     dtype: int,

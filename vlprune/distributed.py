@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if dist.is_available():
+if dist.is_available() and not dist.is_initialized():
     # its functions' defaults keep the group that exists when it is first imported, and with it gloo's threads
     # past `destroy_process_group`, to abort a process that ends; torch.compile and FSDP import it late
     import torch.distributed.nn.functional

@@ -87,9 +87,9 @@ void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int6
     chosen.prepare(values, meta, out, in, prepared);
 }
 
-void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, const void* residual, DType dtype,
-              int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa) {
-    const Linear24Form& chosen = form(dtype, tokens < linear24_few_below(dtype, isa), isa);
+void linear24(const void* x, int64_t ldx, const void* prepared, bool few, const void* bias, const void* residual,
+              DType dtype, int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa) {
+    const Linear24Form& chosen = form(dtype, few, isa);
     if (tokens <= 0 || out <= 0) return;
     std::vector<Cursor> cursors(static_cast<size_t>(threads));
     const Linear24 problem{x, ldx, prepared, bias, residual, tokens, out, in, act, y, cursors.data()};

@@ -33,7 +33,7 @@ struct Linear24Form {
     void (*run)(const Linear24& problem, int part, int parts);
 };
 
-// One instruction set and dtype: a form for many tokens and one for fewer than `few_below`.
+// One instruction set and dtype: a form for many tokens, and one that is faster for fewer than `few_below`.
 struct Linear24Variant {
     Linear24Form many, few;
     int few_below;

@@ -20,11 +20,7 @@ inline typename V::reg quad_of(const uint16_t* values) {
 }
 
 // One shift after the other: GCC would make each from the first word, with one instruction more.
-inline void in_place([[maybe_unused]] uint64_t& word) {
-#if defined(__GNUC__)
-    __asm__("" : "+r"(word));
-#endif
-}
+inline void in_place(uint64_t& word) { __asm__("" : "+r"(word)); }
 
 template <class V, class Element>
 struct Product {
@@ -101,8 +97,8 @@ struct Product {
     template <int vectors>
     static void prefetch_ahead(const Pair& pair) {
         constexpr int pairs = vectors > 4 ? 2 : 4;
-        const char* ahead = reinterpret_cast<const char*>(&pair + pairs);
-        for (size_t line = 0; line < sizeof(Pair); line += 64) V::prefetch(ahead + line);
+        const uintptr_t ahead = reinterpret_cast<uintptr_t>(&pair) + pairs * sizeof(Pair);
+        for (size_t line = 0; line < sizeof(Pair); line += 64) V::prefetch(reinterpret_cast<const void*>(ahead + line));
     }
 
     // Of few vectors several pairs at a time, so that enough sums are in flight to cover the latency.

@@ -1,4 +1,4 @@
-// The prepared weight for few tokens: [row tile][eight groups], a line of picks and eight of values.
+// The prepared weight for few tokens: [row tile][eight groups], picks and then values.
 //
 // A row of the tile is a lane. A pick is the packed meta of its eight groups; a group's two values are two vectors
 // in float32, and the halves of one 32-bit lane in bfloat16. Memory: float32 4.25 bytes a kept weight = 0.53 of the

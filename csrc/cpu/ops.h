@@ -36,8 +36,8 @@ void unpack24(const void* values, const uint8_t* meta, DType dtype, int64_t rows
               void* weight, int threads, Isa isa);
 
 // linear24 works on a private re-ordering of (values, meta), made once by linear24_prepare into a 64-byte-aligned
-// buffer of linear24_prepared_bytes. It depends on dtype and isa, and on whether the tokens are few: fewer than
-// linear24_few_below.
+// buffer of linear24_prepared_bytes. It depends on dtype and isa, and on whether it is for few tokens: any number can
+// be computed with either form, but fewer than linear24_few_below are faster with the one for few.
 int linear24_few_below(DType dtype, Isa isa);
 int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, bool few, Isa isa);
 void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, bool few,
@@ -46,8 +46,8 @@ void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int6
 // y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]) + residual[t, o]; x [tokens, in] with row stride ldx, y and
 // residual contiguous [tokens, out]; all of `dtype`, bias and residual may be null; float32 accumulation, and y
 // rounded once.
-void linear24(const void* x, int64_t ldx, const void* prepared, const void* bias, const void* residual, DType dtype,
-              int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa);
+void linear24(const void* x, int64_t ldx, const void* prepared, bool few, const void* bias, const void* residual,
+              DType dtype, int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa);
 
 // out[b, s, h, :] = softmax over the tokens t that s may see of (scale * q[b, s, h] . k[b, t, h]), times v[b, t, h].
 // qkv [batch, length, 3, heads, dim] float32 with strides of sequences and tokens, out [batch, length, heads, dim]

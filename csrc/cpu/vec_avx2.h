@@ -12,9 +12,9 @@ struct Vec {
     static constexpr int panel_padding = 0;
     static constexpr int panel_inputs = 128;
     static constexpr int chunk_units = 64;  // 1024 rows: 196 KB of sums
-    static constexpr int two_pairs_to = 2;
-    // From this many tokens on they go on the lanes: at 8, 75 against 68 GF a core; at 16, 84 against 104 (Zen 3).
-    static constexpr int panel_from = 12;
+    static constexpr int two_pairs_to = 2;  // vectors: with three the registers are too few
+    // From this many tokens on they go on the lanes: of 12 to 20, fewer are faster the other way (Zen 3, float32).
+    static constexpr int panel_from = 14;
 
     using reg = __m256;
     using ireg = __m256i;
@@ -34,7 +34,7 @@ struct Vec {
     static void accumulate(reg& sum, reg a, reg b) { __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
     // Before the loops of the product, in a function that starts on a line of 64 bytes. Where these loops begin and end
     // in such lines moves Zen 3 by 8 %; of eight places this is the best for what GCC 12 makes of them.
-    static void place_loops() { __asm__ volatile(".nops 32"); }
+    static void place_loops() { __asm__ volatile(".skip 32, 0x90"); }
     static void store(float* p, reg a) { _mm256_storeu_ps(p, a); }
     static void store(uint16_t* p, reg a) {
         const __m256i u = _mm256_castps_si256(a);
@@ -64,7 +64,6 @@ struct Vec {
 
     static reg broadcast4(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
     static reg pick(reg a, ireg choice) { return _mm256_permutevar_ps(a, choice); }
-    static ireg set1_bits(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
     static ireg load_bits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
     static ireg broadcast4_bits(const void* p) {
         return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));

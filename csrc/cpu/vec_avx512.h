@@ -12,9 +12,8 @@ struct Vec {
     static constexpr int panel_padding = 16;
     static constexpr int panel_inputs = 64;
     static constexpr int chunk_units = 32;  // 512 rows: 288 KB of sums
-    static constexpr int two_pairs_to = 3;
-    // From this many tokens on they go on the lanes. Derived, not measured: two vectors of tokens reach 0.7 of
-    // the panel's full speed on Zen 3, and outputs on the lanes reached 0.7 of it on Zen 5.
+    static constexpr int two_pairs_to = 3;  // vectors; not measured
+    // From this many tokens on they go on the lanes. Not measured.
     static constexpr int panel_from = 25;
 
     using reg = __m512;
@@ -64,7 +63,6 @@ struct Vec {
 
     static reg broadcast4(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
     static reg pick(reg a, ireg choice) { return _mm512_permutevar_ps(a, choice); }
-    static ireg set1_bits(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
     static ireg load_bits(const void* p) { return _mm512_loadu_si512(p); }
     static ireg broadcast4_bits(const void* p) {
         return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)));

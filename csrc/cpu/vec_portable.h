@@ -102,11 +102,6 @@ struct Vec {
     static reg in_register(reg a) { return a; }
     static void accumulate(reg& sum, const reg& a, const reg& b) { sum = fma(a, b, sum); }
     static void place_loops() {}
-    static ireg set1_bits(uint32_t word) {
-        ireg r;
-        for (uint32_t& lane : r.v) lane = word;
-        return r;
-    }
     static ireg load_bits(const void* p) {
         ireg r;
         std::memcpy(r.v, p, sizeof r.v);

@@ -46,19 +46,21 @@ def address_of(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, residual=None):
+def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, residual=None, few=None):
+    """The product with the form of the weight for so many tokens, or with the one that `few` says."""
     native, isa = variant
     out, inputs = values.shape[0], 2 * values.shape[1]
     dtype = DTYPE[x.dtype]
+    if few is None:
+        few = x.shape[0] < native.linear24_few_below(dtype, isa)
     # Poison catches reads of what prepare left out, and the guard rows catch writes past the end of y.
-    few = x.shape[0] < native.linear24_few_below(dtype, isa)
     prepared, address = aligned(native.linear24_prepared_bytes(dtype, out, inputs, few, isa))
     prepared.fill_(0xFF)
     native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, few, address, isa)
     y = torch.full((x.shape[0] + 2, out), float("nan"), dtype=x.dtype)
     native.linear24(
-        x.data_ptr(), x.stride(0), address, address_of(bias), address_of(residual), dtype, x.shape[0], out,
-        inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
+        x.data_ptr(), x.stride(0), address, few, address_of(bias), address_of(residual), dtype, x.shape[0],
+        out, inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
     )  # fmt: skip
     assert y[0].isnan().all(), "wrote before y"
     assert y[-1].isnan().all(), "wrote after y"
@@ -161,30 +163,40 @@ def test_thread_count_changes_no_bit(variant, dtype, tokens):
 
 @pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
 def test_a_token_does_not_depend_on_its_neighbours(variant, dtype):
-    # Sums run in the same order whatever the register block, so a batch changes no bit, few tokens or many.
+    # With one form sums run in the same order whatever the register block, so a batch changes no bit.
     values, meta, _ = random_weight(48, 1000, dtype)
     x = torch.randn(200, 1000, generator=torch.Generator().manual_seed(6)).to(dtype)
-    for whole, parts in [(200, [(3, 30), (20, 70), (100, 200)]), (11, [(0, 1), (4, 6), (2, 10)])]:
-        together = linear24(variant, x[:whole], values, meta, activation="gelu")
-        for first, last in parts:
-            part = linear24(variant, x[first:last], values, meta, activation="gelu")
-            assert torch.equal(part, together[first:last]), f"tokens {first}:{last} of {whole}"
+    for few in (False, True):
+        together = linear24(variant, x, values, meta, activation="gelu", few=few)
+        for first, last in [(0, 1), (3, 14), (20, 70), (100, 200)]:
+            part = linear24(variant, x[first:last], values, meta, activation="gelu", few=few)
+            assert torch.equal(part, together[first:last]), f"tokens {first}:{last}, few: {few}"
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["form for many", "form for few"])
+@pytest.mark.parametrize("tokens", [1, 5, 17, 60, 100])
+def test_either_form_serves_any_number_of_tokens(variant, tokens, few):
+    values, meta, dense = random_weight(50, 772, torch.float32)
+    x = torch.randn(tokens, 772, generator=torch.Generator().manual_seed(10))
+    assert_close(linear24(variant, x, values, meta, few=few), dense_linear(x, dense))
+
+
+# The kept inputs of a group by row. Partners are chosen in tiles of 8 or 16 rows.
 PICKS = {
-    "all rows keep the same": [(0, 1)],
-    "partners share nothing": [(0, 1), (2, 3)],
-    "one of two": [(0, 2), (2, 3)],
+    "all rows keep the same": lambda row: (0, 1),
+    "every second row the others": lambda row: (0, 1) if row % 2 else (2, 3),
+    "one row shares nothing": lambda row: (0, 1) if row == 3 else (2, 3),
+    "one row shares half": lambda row: (0, 2) if row == 20 else (2, 3),
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("inputs", [128, 132, 260])
-@pytest.mark.parametrize("picks", PICKS.values(), ids=PICKS)
-def test_rows_may_keep_any_inputs_in_common(variant, dtype, picks, inputs):
+@pytest.mark.parametrize("pick", PICKS.values(), ids=PICKS)
+def test_rows_may_keep_any_inputs_in_common(variant, dtype, pick, inputs):
     out, tokens = 37, 50
     values, meta, _ = random_weight(out, inputs, dtype)
-    kept = torch.tensor([picks[row % len(picks)] for row in range(out)])
+    kept = torch.tensor([pick(row) for row in range(out)])
     nibbles = (kept[:, 0] | kept[:, 1] << 2).to(torch.uint8)
     meta[:] = (nibbles | nibbles << 4)[:, None]
     columns = kept[:, None, :].expand(-1, inputs // 4, -1)
@@ -193,14 +205,18 @@ def test_rows_may_keep_any_inputs_in_common(variant, dtype, picks, inputs):
     assert_close(linear24(variant, x, values, meta), dense_linear(x, dense.reshape(out, inputs)))
 
 
+@pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kept", [(0, 1), (2, 3)], ids=["low", "high"])
 @pytest.mark.parametrize("tokens", [3, 50])
-def test_infinity_at_an_input_stays_out_of_rows_without_it(variant, tokens):
+def test_infinity_at_an_input_stays_out_of_rows_without_it(variant, tokens, kept, dtype):
     # also where kept weights are padded to whole vectors
-    values, meta, _ = random_weight(21, 68, torch.float32)
-    meta[:] = 0b0100_0100
-    x = torch.randn(tokens, 68, generator=torch.Generator().manual_seed(9))
-    x[:, 2::4] = x[:, 3::4] = float("inf")
-    assert linear24(variant, x, values, meta).isfinite().all()
+    values, meta, _ = random_weight(21, 68, dtype)
+    meta[:] = 0b0100_0100 if kept == (0, 1) else 0b1110_1110
+    x = torch.randn(tokens, 68, generator=torch.Generator().manual_seed(9)).to(dtype)
+    expected = linear24(variant, x, values, meta)
+    for other in {0, 1, 2, 3} - set(kept):
+        x[:, other::4] = float("inf")
+    assert torch.equal(linear24(variant, x, values, meta), expected)
 
 
 def test_no_tokens_is_no_work(variant):

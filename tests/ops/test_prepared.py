@@ -155,10 +155,16 @@ def test_a_default_device_is_not_where_weights_are_prepared():
     check(layer)
 
 
-def test_prepared_once(monkeypatch):
-    layer, x, made = Layer(), normal(2, 32), []
-    real = prepared.Prepared
-    monkeypatch.setattr(prepared, "Prepared", lambda *weights: made.append(1) or real(*weights))
+@pytest.mark.parametrize(("tokens", "forms"), [(50, [False]), (2, [False, True])], ids=["many", "few"])
+def test_each_form_is_made_once(monkeypatch, tokens, forms):
+    layer, x, made = Layer(), normal(tokens, 32), []
+    real = prepared._reordered
+
+    def counted(values, meta, few):
+        made.append(few)
+        return real(values, meta, few)
+
+    monkeypatch.setattr(prepared, "_reordered", counted)
     ops.prepare24(layer.values, layer.meta)
     ops.prepare24(layer.values, layer.meta, anew=False)
     layer(x).sum().backward()
@@ -170,7 +176,7 @@ def test_prepared_once(monkeypatch):
     compiled(x).sum().backward()
     with torch.no_grad():
         compiled(x)
-    assert len(made) == 1
+    assert made == forms
 
 
 def test_inference_tensors_are_prepared_at_each_call():
@@ -200,31 +206,20 @@ def test_prepared_memory_is_aligned():
         layer = Layer(3, 4 + 4 * seed)
         ops.prepare24(layer.values, layer.meta)
         entry = prepared._cache[id(layer.values)]
-        for tokens in (1, 1000):
-            assert entry.pointer(layer.values, layer.meta, tokens) % 64 == 0
-
-
-def test_each_form_is_made_when_it_is_needed():
-    layer = Layer(64, 128)
-    ops.prepare24(layer.values, layer.meta)
-    entry = prepared._cache[id(layer.values)]
-    assert list(entry._forms) == [False]
-    many = entry.pointer(layer.values, layer.meta, tokens=50)
-    for tokens in (2, 50, 1):
-        x = normal(tokens, 128)
-        torch.testing.assert_close(layer(x), fresh(layer, x))
-    assert entry.pointer(layer.values, layer.meta, tokens=50) == many
+        for few in (False, True):
+            assert entry.pointer(layer.values, layer.meta, few) % 64 == 0
 
 
 def test_threads_share_one_weight():
-    layer, x = Layer(64, 128), normal(4, 128)
-    expected, wrong = fresh(layer, x), []
+    layer, wrong = Layer(64, 128), []
+    cases = [(x, fresh(layer, x)) for x in (normal(4, 128), normal(50, 128))]
 
     def work():
         for _ in range(50):
             with torch.no_grad():
-                if not torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-5):
-                    wrong.append(1)
+                for x, expected in cases:
+                    if not torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-5):
+                        wrong.append(1)
             prepared._cache.pop(id(layer.values), None)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -28,13 +28,13 @@ class Linear24(nn.Module):
         device: of the parameters.
         dtype: of the parameters.
 
-    State: ``values`` [out, in/2], ``meta`` uint8 [out, ceil(in/8)], ``bias`` [out]. A copy in the order
-    that the kernels read (on the CPU of the weight, on a GPU of `meta`) is kept beside them and renewed
-    when they change; on a GPU it is made when the layer is packed, loaded or moved there, so that a CUDA
-    graph can be captured at once. A write through ``values.data`` or ``meta.data`` moves no version
-    counter: on the CPU one to whole rows or columns of `values`, or to most of `meta`, is noticed; after
-    one that changes less, or one to ``meta.data`` on a GPU, call
-    ``vlprune.ops.prepare24(layer.values, layer.meta)``.
+    State: ``values`` [out, in/2], ``meta`` uint8 [out, ceil(in/8)], ``bias`` [out]. Copies in the order
+    that the kernels read (on the CPU of the weight, one for many tokens and one for few, each once it is
+    needed; on a GPU of `meta`) are kept beside them and renewed when they change; on a GPU one is made when
+    the layer is packed, loaded or moved there, so that a CUDA graph can be captured at once. A write
+    through ``values.data`` or ``meta.data`` moves no version counter: on the CPU one to whole rows or
+    columns of `values`, or to most of `meta`, is noticed; after one that changes less, or one to
+    ``meta.data`` on a GPU, call ``vlprune.ops.prepare24(layer.values, layer.meta)``.
 
     """
 

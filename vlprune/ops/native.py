@@ -16,7 +16,7 @@ from ._threads import thread_count
 from .backend import runs_natively
 from .codes import ACTIVATION_CODE, DTYPE_CODE
 from .extensions import extension
-from .prepared import best_isa, prepared24
+from .prepared import best_isa, few_below, prepared24
 
 __all__ = [
     "column_sumsq",
@@ -133,12 +133,13 @@ def linear24(
         return reference.linear24(x, values, meta, bias, activation, residual)
     out, inputs = values.shape[0], x.shape[-1]
     tokens = x.numel() // inputs
+    few = tokens < few_below(x.dtype)
     weight = prepared24(values, meta)  # to stay while it is read
     bias, residual = (None if given is None else given.contiguous() for given in (bias, residual))
     y = x.new_empty(*x.shape[:-1], out)
     rows, pitch = (x, inputs) if x.is_contiguous() else _rows(x)
     extension().linear24(
-        rows.data_ptr(), pitch, weight.pointer(values, meta, tokens), _pointer(bias), _pointer(residual),
+        rows.data_ptr(), pitch, weight.pointer(values, meta, few), few, _pointer(bias), _pointer(residual),
         DTYPE_CODE[x.dtype], tokens, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
         thread_count(), best_isa(),
     )  # fmt: skip

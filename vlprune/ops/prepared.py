@@ -38,12 +38,11 @@ from .cuda24.entry import prepare24_cuda
 from .extensions import extension
 from .seen import Seen
 
-__all__ = ["Prepared", "best_isa", "prepare24", "prepared24"]
+__all__ = ["Prepared", "best_isa", "few_below", "prepare24", "prepared24"]
 
 _ALIGNMENT = 64
 _META_SAMPLES = 64
 _WHOLE = 4096
-_MANY = 1 << 30  # tokens
 _WORDS = {1: ctypes.c_uint8, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
@@ -74,9 +73,9 @@ class _Seen(Seen):
 
 
 @functools.cache
-def _few_below(dtype: int) -> int:
-    """Return the number of tokens from which on a call is one of many."""
-    return int(extension().linear24_few_below(dtype, best_isa()))
+def few_below(dtype: torch.dtype) -> int:
+    """Return the number of tokens below which the form for few of them is the faster one."""
+    return int(extension().linear24_few_below(DTYPE_CODE[dtype], best_isa()))
 
 
 def _reordered(values: Tensor, meta: Tensor, few: bool) -> tuple[Tensor, int]:
@@ -110,9 +109,8 @@ class Prepared:
         """Whether it still is the weight of (values, meta)."""
         return self._values.is_still(values) and self._meta.is_still(meta)
 
-    def pointer(self, values: Tensor, meta: Tensor, tokens: int) -> int:
-        """Return the address of the form of (values, meta), of which this is, that serves so many tokens."""
-        few = tokens < _few_below(DTYPE_CODE[values.dtype])
+    def pointer(self, values: Tensor, meta: Tensor, few: bool) -> int:
+        """Return the address of the form of (values, meta), of which this is, for few or many tokens."""
         form = self._forms.get(few)
         if form is None:
             # of two threads that come here at once, both use the one that stays
@@ -137,7 +135,7 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
 
     Or `linear24_scaled`, where values are int8 or float8_e4m3fn.
 
-    On the CPU that is the form for many tokens; the one for few (fewer than 12 with AVX2, 25 with AVX-512)
+    On the CPU that is the form for many tokens; the one for few (fewer than 14 with AVX2, 25 with AVX-512)
     is made at the first call that has so few.
 
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
@@ -158,7 +156,7 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
     here = values.device.type == "cpu" and backend in ("auto", "cpu")
     if here and runs_natively("linear24", values.dtype, backend):
         entry = _prepare(values, meta) if anew else prepared24(values, meta)
-        entry.pointer(values, meta, tokens=_MANY)
+        entry.pointer(values, meta, few=False)
 
 
 def _prepare(values: Tensor, meta: Tensor) -> Prepared:
