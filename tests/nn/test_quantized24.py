@@ -44,7 +44,8 @@ def test_from_a_packed_layer(dtype, of, bias):
     assert y.dtype is of
     error = (y.float() - right).norm() / right.norm()
     assert error < (0.02 if dtype is torch.int8 else 0.06)  # as the operator's own test has it
-    assert not any(parameter.requires_grad for parameter in made.parameters())
+    assert not list(made.parameters())
+    assert not made(x.clone().requires_grad_()).requires_grad
 
 
 @every_dtype
@@ -69,8 +70,9 @@ def test_converting_a_model_leaves_it_be(dtype):
     made = QuantizedLinear24.from_linear24(layer_of(), dtype)
     model = nn.Sequential(made, nn.LayerNorm(40))
     before = parts(made)
-    for convert in (model.half, model.bfloat16, model.double):
-        convert()
+    for convert, around in (("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)):
+        getattr(model, convert)()
+        assert made.int8_original_dtype is around
         for name, each in parts(made).items():
             assert each.dtype is before[name].dtype
             assert torch.equal(each.float(), before[name].float()), name

@@ -172,3 +172,25 @@ def test_trust(dtype, out_dtype):
     for calls in given.rivals().values():
         error = measure.error_of(calls[0](), right.double())
         assert error < 0.1  # roundings of 16 bits, of the operands too
+
+
+def test_the_fallback_sums_int8_exactly():
+    generator = torch.Generator().manual_seed(0)
+    for tokens, inputs, out in ((3, 4096, 16), (40, 4096, 16), (3, 4100, 10)):
+        draw = lambda *shape: torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)  # noqa: E731
+        x, weight = draw(tokens, inputs).abs(), draw(out, inputs).abs()
+        exact = x.double() @ weight.double().T
+        assert exact.max() > 2**24
+        assert torch.equal(dense8.sums8(x, weight).double(), exact)
+
+
+def test_the_fallback_takes_any_view():
+    x, x_scale = ops.quantize_rows(torch.randn(20, 64))
+    weight, weight_scale = ops.quantize_rows(torch.randn(16, 64))
+    given = weight, weight_scale, torch.bfloat16
+    right = dense8.linear8(x, x_scale, *given)
+    wide = torch.zeros(21, 67, dtype=torch.int8)
+    wide[1:, 3:] = x
+    spread = torch.stack((x_scale, x_scale), dim=1)[:, 0]
+    for view in (wide[1:, 3:], x.t().contiguous().t()):
+        assert torch.equal(dense8.linear8(view, spread, *given), right)

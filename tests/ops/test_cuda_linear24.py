@@ -5,7 +5,7 @@ import torch
 
 from vlprune import ops
 from vlprune.nn import Linear24, QuantizedLinear24
-from vlprune.ops import backend
+from vlprune.ops import backend, reference
 from vlprune.ops.cuda24 import forms, measure
 from vlprune.ops.cuda24.chooser import able_forms
 from vlprune.ops.cuda24.problem import Problem
@@ -94,6 +94,22 @@ def test_int8_is_exact(shape, tokens):
     got = ops.linear24_scaled(x, x_scale, values, meta, weight_scale)
     on_cpu = [t.cpu() for t in (x, x_scale, values, meta, weight_scale)]
     assert torch.equal(got.cpu(), ops.linear24_scaled(*on_cpu))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("tokens", [3, 70])
+@pytest.mark.parametrize("inputs", [4096, 4100])
+def test_int8_is_summed_exactly_beyond_what_float32_holds(inputs, tokens, backend):
+    values, meta = measure.random_packed(64, inputs, torch.float32, CUDA)
+    values = torch.randint(100, 128, values.shape, dtype=torch.int8, device=CUDA)
+    x = torch.randint(100, 128, (1, inputs), dtype=torch.int8, device=CUDA).repeat(tokens, 1)
+    x[1:, :4] -= 1
+    # sums of about 2.6e7, of which the first token's are taken off as bias: bfloat16 holds what is left
+    scales = torch.ones(tokens, device=CUDA), torch.ones(64, device=CUDA)
+    exact = x.double() @ reference.unpack24(values.double(), meta).T
+    bias = -exact[0].float()
+    got = ops.linear24_scaled(x, scales[0], values, meta, scales[1], bias, backend=backend)
+    assert torch.equal(got, (exact.float() + bias).to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", SCALED.values(), ids=SCALED)

@@ -34,7 +34,10 @@ class QuantizedLinear24(nn.Module):
         device: of the buffers.
 
     State: ``values`` [out, in/2] of `dtype`, ``meta`` uint8 [out, ceil(in/8)], ``weight_scale`` and ``bias``
-    float32 [out]. Their dtypes stay whatever the model is converted to.
+    float32 [out]. Their dtypes stay whatever the model is converted to; `original_dtype` follows it.
+
+    `vlprune.masks` does not know it, and `save_pretrained` refuses a model that has one: pack and save the
+    model first, and quantise what is loaded.
 
     """
 
@@ -76,7 +79,9 @@ class QuantizedLinear24(nn.Module):
         self.register_buffer("bias", None if empty.bias is None else empty.bias.detach())
 
     @classmethod
-    def from_linear24(cls, layer: Linear24, dtype: torch.dtype = torch.int8) -> QuantizedLinear24:
+    def from_linear24(
+        cls, layer: Linear24, dtype: torch.dtype = torch.int8, backend: str = "auto"
+    ) -> QuantizedLinear24:
         """Quantise a packed layer: row by row, to nearest; what is not kept stays so.
 
         Raises:
@@ -88,7 +93,7 @@ class QuantizedLinear24(nn.Module):
             raise TypeError(f"QuantizedLinear24.from_linear24: expected Linear24, got {type(layer).__name__}")
         made = cls(
             layer.in_features, layer.out_features, layer.bias is not None, layer.activation,
-            dtype=dtype, original_dtype=layer.values.dtype, device="meta",
+            dtype=dtype, original_dtype=layer.values.dtype, backend=backend, device="meta",
         )  # fmt: skip
         made.values, made.weight_scale = ops.quantize_rows(layer.values, dtype)
         made.meta = layer.meta.clone()
@@ -110,6 +115,8 @@ class QuantizedLinear24(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear24:
         # What `.to()`, `.cuda()` and `.half()` come down to: of these a dtype is for what is not quantised.
         before = dict(self._buffers)
+        around = torch.empty(0, dtype=self.original_dtype, device=self.values.device)
+        self.original_dtype = fn(around).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]

@@ -153,7 +153,7 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
     """
     if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16, torch.float32, *SCALED_DTYPES):
         prepare24_cuda(values, meta, backend, anew)
-    here = values.device.type == "cpu" and backend in ("auto", "cpu")
+    here = values.device.type == "cpu" and backend in ("auto", "cpu") and values.dtype not in SCALED_DTYPES
     if here and runs_natively("linear24", values.dtype, backend):
         entry = _prepare(values, meta) if anew else prepared24(values, meta)
         entry.pointer(values, meta, few=False)

@@ -176,8 +176,10 @@ def linear24_scaled(
     A product of two E4M3 numbers is a multiple of 2^-18 below 2^18, one of two int8 an integer: float64 adds
     2^17 of them without rounding.
     """
-    _check_scales("x_scale", x_scale)
-    _check_scales("weight_scale", weight_scale)
+    _check_scales("x_scale", x_scale, "above 0", x_scale <= 0)
+    _check_scales(
+        "weight_scale", weight_scale, "finite and above 0", ~((weight_scale > 0) & weight_scale.isfinite())
+    )
     with as_typed(x.device):
         sums = F.linear(rows_of(x).double(), unpack24(values.double(), meta))
     added = None if residual is None else rows_of(residual)
@@ -203,9 +205,11 @@ def scaled(
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``(q, scale)``: rows over their scales, each the largest absolute value over that of the dtype."""
     largest = LARGEST[dtype]
+    # a tensor: PyTorch's CUDA kernels multiply by the reciprocal of a number instead
+    whole = torch.full((), largest, dtype=torch.float32, device=x.device)
     low, high = torch.aminmax(x, dim=-1)
     # The least normal number stands in for scales of rows of zeros, and of what float32 hardly holds.
-    scale = (torch.maximum(high, -low).float() / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = (torch.maximum(high, -low).float() / whole).clamp_min(torch.finfo(torch.float32).tiny)
     q = x.float() / scale[..., None]
     q = (q.round() if dtype is torch.int8 else q).clamp(-largest, largest).to(dtype)
     return q.contiguous(), scale.contiguous()
@@ -285,14 +289,12 @@ def _check_finite(op: str, scores: Tensor) -> None:
         raise ValueError(not_finite_message(op, row, column, float(scores[row, column])))
 
 
-def _check_scales(name: str, scales: Tensor) -> None:
+def _check_scales(name: str, scales: Tensor, what: str, wrong: Tensor) -> None:
     # Only on the CPU, as above.
-    if scales.device.type == "cpu" and not bool(((scales > 0) & scales.isfinite()).all()):
-        flat = scales.reshape(-1)
-        row = int(((flat > 0) & flat.isfinite()).logical_not().nonzero()[0])
-        raise ValueError(
-            f"linear24_scaled: expected {name} finite and above 0, got {float(flat[row])} at row {row}"
-        )
+    if scales.device.type == "cpu" and bool(wrong.any()):
+        row = int(wrong.reshape(-1).nonzero()[0])
+        got = float(scales.reshape(-1)[row])
+        raise ValueError(f"linear24_scaled: expected {name} {what}, got {got} at row {row}")
 
 
 def _indices(meta: Tensor, groups: int) -> Tensor:

@@ -66,9 +66,10 @@ def linear24_scaled(
 ) -> Tensor:
     """``act((x W^T) * x_scale * weight_scale + bias) + residual``: x and W in 8 bits, W packed 2:4.
 
-    int8 is summed in int32, which is exact. float8_e4m3fn is summed exactly on the CPU; Hopper's tensor cores
-    keep about 14 bits of a sum. What follows is float32, rounded once at the end. On a CUDA device the
-    fastest form is measured and remembered as by `linear24`. Gives no gradients.
+    int8 is summed exactly. float8_e4m3fn is summed exactly on the CPU; Hopper's tensor cores keep about 14
+    bits of a sum. What follows is float32, rounded once at the end; but PyTorch's product of E4M3, which runs
+    where Hopper's kernels cannot, rounds to bfloat16 before the activation and the residual. On a CUDA device
+    the fastest form is measured and remembered as by `linear24`. Gives no gradients.
 
     Args:
         x: [..., in], int8 or float8_e4m3fn, as `quantize_rows` makes it.
@@ -86,8 +87,9 @@ def linear24_scaled(
         [..., out] of out_dtype.
 
     Raises:
-        ValueError: bad arguments, on the CPU also a scale that is not finite or not above 0; or a backend
-            asked for by name that cannot do this; it says why.
+        ValueError: bad arguments, on the CPU also a scale not above 0 or a `weight_scale` that is not finite
+            (an `x_scale` that is not gives NaN); or a backend asked for by name that cannot do this; it says
+            why.
 
     """
     op = "linear24_scaled"
@@ -103,7 +105,7 @@ def linear24_scaled(
         )
     check_device(op, "values", values, "x", x)
     if out_dtype not in _OUT_DTYPES:
-        raise ValueError(f"{op}: expected out_dtype bfloat16 or float16, got {str(out_dtype)[6:]}")
+        raise ValueError(f"{op}: expected out_dtype bfloat16 or float16, got {_said(out_dtype)}")
     leading, shape = x.shape[:-1], (*x.shape[:-1], rows)
     _check_operand(op, "x_scale", x_scale, leading, torch.float32, x.device)
     _check_operand(op, "weight_scale", weight_scale, (rows,), torch.float32, x.device)
@@ -131,7 +133,11 @@ def linear24_scaled(
 
 def _check_scaled(op: str, name: str, dtype: torch.dtype) -> None:
     if dtype not in SCALED_DTYPES:
-        raise ValueError(f"{op}: expected {name} int8 or float8_e4m3fn, got {str(dtype)[6:]}")
+        raise ValueError(f"{op}: expected {name} int8 or float8_e4m3fn, got {_said(dtype)}")
+
+
+def _said(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_operand(

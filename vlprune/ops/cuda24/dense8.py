@@ -32,6 +32,10 @@ def linear8(
     residual: Tensor | None = None,
 ) -> Tensor:
     """What `reference.linear24_scaled` computes, of x [tokens, in] and a dense weight [out, in]."""
+    if not x.is_contiguous() or x.data_ptr() % 16:
+        # PyTorch's products take nothing else
+        x = x.clone(memory_format=torch.contiguous_format)
+    x_scale, weight_scale = x_scale.contiguous(), weight_scale.contiguous()
     with reference.as_typed(x.device):
         if x.dtype is not torch.int8 and out_dtype is torch.bfloat16 and _takes_fp8(x, weight):
             # The one form whose scales and bias are in the product's own epilogue.
@@ -47,12 +51,13 @@ def linear8(
 
 
 def sums8(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W^T`` before any scale: int32 or float32 [tokens, out]."""
+    """``x W^T`` before any scale [tokens, out]: of int8 exact, in int32 or float64; of E4M3 in float32."""
     if x.dtype is torch.int8:
-        fits = x.shape[0] > _FEWEST_INT8 and x.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0
-        if fits:
-            return torch._int_mm(x, weight.t())
-    elif _takes_fp8(x, weight):
+        if x.shape[1] % 8 or weight.shape[0] % 8:
+            return F.linear(x.double(), weight.double())
+        rows = max(x.shape[0], _FEWEST_INT8 + 1)
+        return torch._int_mm(F.pad(x, (0, 0, 0, rows - x.shape[0])), weight.t())[: x.shape[0]]
+    if _takes_fp8(x, weight):
         one = x.new_ones((), dtype=torch.float32)
         return torch._scaled_mm(
             x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
