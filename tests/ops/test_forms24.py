@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vlprune.ops import backend, extensions, gpu, reference
 from vlprune.ops.cuda24 import entry, measure
@@ -220,7 +221,8 @@ def test_trust():
     right = operands.product()
     assert measure.trusted(operands, lambda y: right)
     assert measure.trusted(operands, lambda y: y.copy_(right))
-    exact = operands._product(operands.x[0].double(), operands.dense[0].double())
+    exact = F.linear(*(t.double() for t in (operands.x[0], operands.dense[0], operands.bias)))
+    exact = F.gelu(exact) + operands.residual.double()
     assert measure.trusted(operands, lambda y: exact.bfloat16())
     for place in ((0, 0), (699, 23), (350, 7)):
         for wrong in (float("nan"), float("inf")):
@@ -273,7 +275,7 @@ def test_a_time_is_the_devices_a_call(monkeypatch):
     assert log == [2 * most, "a", "a", most, "b"] + [40_000, "a", "a", most, "b"] * 4
 
 
-@pytest.mark.parametrize(("out", "inputs", "copies"), [(64, 64, 128), (512, 1024, 2), (2048, 1024, 1)])
+@pytest.mark.parametrize(("out", "inputs", "copies"), [(64, 64, 96), (512, 1024, 2), (2048, 1024, 1)])
 def test_copies_leave_the_cache(monkeypatch, out, inputs, copies):
     about = SimpleNamespace(L2_cache_size=2**19)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
@@ -281,4 +283,4 @@ def test_copies_leave_the_cache(monkeypatch, out, inputs, copies):
     assert operands.copies == len(operands.x) == len(operands.values) == len(operands.dense) == copies
     assert len({t.data_ptr() for t in operands.dense}) == copies
     read = sum(t.nbytes for t in (*operands.x, *operands.values)) + copies * operands.meta.nbytes
-    assert read >= 2**20 or copies == 128
+    assert read >= 2**20 or copies == measure._MOST_COPIES

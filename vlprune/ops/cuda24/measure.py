@@ -113,8 +113,7 @@ class Operands:
         )
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        bias = self.dense_bias if x.dtype is self.problem.y_dtype else self.bias
-        y = reference.activate(F.linear(x, weight, bias), self.problem.activation)
+        y = reference.activate(F.linear(x, weight, self.dense_bias), self.problem.activation)
         return y if self.residual is None else y + self.residual
 
     def _widened(self, q: Tensor, scale: Tensor) -> Tensor:
