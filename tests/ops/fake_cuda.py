@@ -14,6 +14,8 @@ import torch
 from vlprune.ops import backend, extensions, gpu, reference
 from vlprune.ops.cuda24 import chooser, entry, forms, measure
 
+from .test_linear24 import TOLERANCE, exact
+
 DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16, 3: torch.int8, 4: torch.float8_e4m3fn}
 ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}
 RUN = (
@@ -147,3 +149,29 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
         measure, "Operands", lambda problem, device, copies=2: OPERANDS(problem, here, copies)
     )
     return {each.name: each for each in kernels}
+
+
+def pretend_times(monkeypatch, **times):
+    """Replace the clock: seconds by a candidate's name, 9 where none is given; what was timed."""
+    timed = []
+
+    def seconds_a_call(candidates):
+        timed.append(list(candidates))
+        for calls in candidates.values():
+            for call in calls:
+                call()
+        known = {name.replace("_", ", config ", 1).replace("_", " "): t for name, t in times.items()}
+        return {name: known.get(name, 9.0) for name in candidates}
+
+    monkeypatch.setattr(measure, "seconds_a_call", seconds_a_call)
+    return timed
+
+
+def check(x, values, meta, bias=None, activation=None, residual=None, asked="auto"):
+    """Compare linear24 on these tensors, as if they were on a GPU, with float64."""
+    got = entry.linear24(x, values, meta, bias, activation, asked, residual)
+    right = exact(x, values, meta, bias, activation)
+    right = right if residual is None else right + residual.double()
+    assert got.dtype is x.dtype
+    assert got.shape == right.shape
+    torch.testing.assert_close(got.double(), right, rtol=TOLERANCE[x.dtype], atol=TOLERANCE[x.dtype])

@@ -8,44 +8,14 @@ import torch
 
 from vlprune import ops
 from vlprune.ops import backend, extensions, gpu
-from vlprune.ops.cuda24 import chooser, entry, forms, measure
+from vlprune.ops.cuda24 import chooser, entry, forms
 from vlprune.ops.cuda24.problem import Problem
 
-from . import fake_cuda
 from .cases import native, normal, packed
-from .test_linear24 import ACTIVATIONS, TOLERANCE, exact
+from .fake_cuda import check, pretend_times
+from .test_linear24 import ACTIVATIONS
 
 CPU = torch.device("cpu")
-
-
-def pretend_times(monkeypatch, **times):
-    """Replace the clock: seconds by a candidate's name, 9 where none is given; what was timed."""
-    timed = []
-
-    def seconds_a_call(candidates):
-        timed.append(list(candidates))
-        for calls in candidates.values():
-            for call in calls:
-                call()
-        known = {name.replace("_", ", config ", 1).replace("_", " "): t for name, t in times.items()}
-        return {name: known.get(name, 9.0) for name in candidates}
-
-    monkeypatch.setattr(measure, "seconds_a_call", seconds_a_call)
-    return timed
-
-
-@pytest.fixture
-def kernels(monkeypatch, tmp_path):
-    return fake_cuda.install(monkeypatch, tmp_path)
-
-
-def check(x, values, meta, bias=None, activation=None, residual=None, asked="auto"):
-    got = entry.linear24(x, values, meta, bias, activation, asked, residual)
-    right = exact(x, values, meta, bias, activation)
-    right = right if residual is None else right + residual.double()
-    assert got.dtype is x.dtype
-    assert got.shape == right.shape
-    torch.testing.assert_close(got.double(), right, rtol=TOLERANCE[x.dtype], atol=TOLERANCE[x.dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -107,107 +77,6 @@ def test_odd_numbers_of_groups(kernels, monkeypatch):
     for inputs in (16, 48, 80):
         values, meta = packed(8, inputs, torch.bfloat16)
         check(normal(3, inputs, dtype=torch.bfloat16), values, meta)
-
-
-def test_the_fastest_runs_and_is_measured_once(kernels, monkeypatch):
-    timed = pretend_times(monkeypatch, sm80_128x128=1.0, sm90_64x32=2.0)
-    values, meta = packed(24, 48, torch.bfloat16)
-    for _ in range(3):
-        check(normal(50, 48, dtype=torch.bfloat16), values, meta)
-    names = [
-        f"{arch}, config {config}"
-        for arch in ("sm90", "sm80")
-        for config in ("128x128", "64x32", "64x32 split")
-    ]
-    assert timed == [["dense", *names]]
-    assert kernels["sm80"].calls[-1].config == 0
-
-
-def test_another_process_remembers(kernels, monkeypatch, tmp_path):
-    timed = pretend_times(monkeypatch, sm90_64x32=1.0)
-    values, meta = packed(24, 48, torch.bfloat16)
-    x = normal(50, 48, dtype=torch.bfloat16)
-    check(x, values, meta)
-    (file,) = tmp_path.iterdir()
-    assert file.name == "linear24-Pretended_GPU.json"
-    again = fake_cuda.install(monkeypatch, tmp_path)
-    check(x, values, meta)
-    check(x[:49], values, meta)  # the same bucket
-    assert len(timed) == 1
-    assert {call.config for call in again["sm90"].calls} == {1}
-    check(x[:10], values, meta)
-    assert len(timed) == 2
-    for content in (b"", b"{", b'{"choices": {}}', file.read_bytes().replace(b"0.1", b"9.9")):
-        file.write_bytes(content)
-        fake_cuda.install(monkeypatch, tmp_path)
-        before = len(timed)
-        check(x, values, meta)
-        assert len(timed) == before + (content != file.read_bytes() or b"choices" not in content)
-
-
-def test_configs_that_are_no_more_are_measured_anew(kernels, monkeypatch, tmp_path):
-    timed = pretend_times(monkeypatch, sm90_64x32=1.0)
-    values, meta = packed(24, 48, torch.bfloat16)
-    x = normal(50, 48, dtype=torch.bfloat16)
-    check(x, values, meta)
-    (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text().replace('"64x32"', '"32x64"'))
-    fake_cuda.install(monkeypatch, tmp_path)
-    check(x, values, meta)
-    assert len(timed) == 2
-
-
-def test_what_is_wrong_or_fails_is_dropped(kernels, monkeypatch):
-    pretend_times(monkeypatch, sm90_128x128=1.0, sm90_64x32=2.0, sm80_128x128=3.0)
-    kernels["sm90"].wrong.add(0)
-    kernels["sm90"].failing.add(1)
-    values, meta = packed(24, 48, torch.bfloat16)
-    with pytest.warns(UserWarning, match="is not used for") as warned:
-        check(normal(50, 48, dtype=torch.bfloat16), values, meta)
-    said = [str(each.message) for each in warned]
-    assert len(said) == 2
-    assert said[0].startswith(
-        "linear24: sm90, config 128x128 is not used for 50 tokens, 48 inputs and 24 outputs in bf"
-    )
-    assert said[0].endswith("its result is wrong")
-    assert said[1].endswith("50 tokens, 48 inputs and 24 outputs: error 700")
-    assert (kernels["sm80"].calls[-1].config, len(kernels["sm90"].calls)) == (0, 5)
-
-
-def test_nothing_that_is_right_leaves_the_reference(kernels, monkeypatch):
-    pretend_times(monkeypatch)
-    for each in kernels.values():
-        each.wrong.update((0, 1, 2))
-    values, meta = packed(24, 48, torch.bfloat16)
-    x = normal(50, 48, dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="its result is wrong"):
-        check(x, values, meta)
-    with (
-        pytest.warns(UserWarning, match="its result is wrong"),
-        pytest.raises(RuntimeError, match='no config of backend "sm80" gives the right'),
-    ):
-        entry.linear24(x, values, meta, backend="sm80")
-
-
-def test_a_captured_call_measures_nothing(kernels, monkeypatch):
-    timed = pretend_times(monkeypatch, sm80_128x128=1.0)
-    values, meta = packed(24, 48, torch.bfloat16)
-    x = normal(50, 48, dtype=torch.bfloat16)
-    monkeypatch.setattr(gpu, "capturing", lambda: True)
-    with pytest.raises(
-        RuntimeError, match=r"no form for the sm90 backend yet, .* call vlprune.ops.prepare24"
-    ):
-        entry.linear24(x, values, meta)
-    monkeypatch.setattr(gpu, "capturing", lambda: False)
-    entry.prepare24_cuda(values, meta)
-    assert [kernels[name].reordered for name in ("sm90", "sm80")] == [[(24, 48)]] * 2
-    monkeypatch.setattr(gpu, "capturing", lambda: True)
-    check(x, values, meta)
-    assert kernels["sm90"].calls[-1].config == 1  # the least work: 64 x 32 fills no more than it must
-    assert timed == []
-    monkeypatch.setattr(gpu, "capturing", lambda: False)
-    check(x, values, meta)
-    assert len(timed) == 1
 
 
 def test_workspaces_are_kept_a_stream_and_made_anew_in_a_graph(kernels, monkeypatch):
@@ -378,96 +247,6 @@ def test_inference_tensors_are_not_kept(kernels, monkeypatch):
         check(x, values, meta)
         meta.copy_(packed(24, 48, torch.bfloat16, seed=7)[1])
         check(x, values, meta)
-
-
-def test_too_little_memory_to_measure(kernels, monkeypatch):
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    timed = pretend_times(monkeypatch, sm80_128x128=1.0)
-    values, meta = packed(24, 48, torch.bfloat16)
-    x = normal(50, 48, dtype=torch.bfloat16)
-    with monkeypatch.context() as full:
-        # In the middle: it is no fault of the config whose turn it is.
-        full.setattr(measure, "trusted", fail)
-        with pytest.warns(UserWarning, match="too little memory to measure in, chosen by counting") as warned:
-            check(x, values, meta)
-    assert len(warned) == 1
-    assert len(kernels["sm90"].calls) == 1
-    # Not tried again by itself, and nothing was remembered.
-    check(x, values, meta)
-    assert (timed, len(kernels["sm90"].calls)) == ([], 2)
-    monkeypatch.setattr(gpu, "why_none", lambda device: None)
-    assert ops.tune24(50, 24, 48, bias=False).backend == "sm80"
-    check(x, values, meta)
-    assert kernels["sm80"].calls[-1].x == x.data_ptr()
-
-
-def test_any_error_of_a_config_is_its_own(kernels, monkeypatch):
-    class CompilationError(Exception):
-        """Such as Triton's, which are no RuntimeError."""
-
-    real, failed = measure.trusted, []
-
-    def trusted(operands, run):
-        if not failed:
-            failed.append(1)
-            raise CompilationError
-        return real(operands, run)
-
-    pretend_times(monkeypatch, sm90_64x32=1.0)
-    monkeypatch.setattr(measure, "trusted", trusted)
-    values, meta = packed(24, 48, torch.bfloat16)
-    with pytest.warns(UserWarning, match=r"sm90, config 128x128 is not used .*: CompilationError$"):
-        check(normal(50, 48, dtype=torch.bfloat16), values, meta)
-    assert kernels["sm90"].calls[-1].config == 1
-
-
-BAD = {
-    "tokens": ((0, 24, 48), {}, "expected tokens of at least 1, got 0"),
-    "outputs": ((5, 0, 48), {}, "expected out_features of at least 1, got 0"),
-    "inputs": ((5, 24, 50), {}, "expected in_features divisible by 4, got 50"),
-    "activation": ((5, 24, 48), {"activation": "relu"}, "expected activation None, .*got 'relu'"),
-    "backend": ((5, 24, 48), {"backend": "sm100"}, "backend: expected one of auto, .*got 'sm100'"),
-    "device": ((5, 24, 48), {"device": "cpu"}, "expected a CUDA device, got cpu"),
-}
-
-
-@pytest.mark.parametrize(("sizes", "more", "message"), BAD.values(), ids=BAD)
-def test_what_cannot_be_tuned_is_refused(kernels, sizes, more, message):
-    with pytest.raises(ValueError, match=message):
-        ops.tune24(*sizes, **more)
-
-
-def test_an_error_of_the_chosen_kernel_is_told(kernels, monkeypatch):
-    pretend_times(monkeypatch, sm90_64x32=1.0)
-    values, meta = packed(24, 48, torch.bfloat16)
-    x = normal(50, 48, dtype=torch.bfloat16)
-    check(x, values, meta)
-    kernels["sm90"].failing.add(1)
-    with pytest.raises(
-        RuntimeError, match=r"linear24: config 64x32 of the sm90 backend failed for 50 tokens, .*error 700"
-    ):
-        check(x, values, meta)
-
-
-def test_tune_tells_what_was_measured(kernels, monkeypatch):
-    timed = pretend_times(monkeypatch, dense=4.0, sm90_64x32=1.0)
-    monkeypatch.setattr(gpu, "why_none", lambda device: None)
-    monkeypatch.setattr(
-        chooser, "why_not_form", lambda op, name, dtype, device: None if name == "sm90" else "not here"
-    )
-    choice = ops.tune24(50, 24, 48, activation="gelu")
-    assert (choice.backend, choice.config, choice.seconds, choice.dense, choice.faster) == (
-        "sm90",
-        "64x32",
-        1.0,
-        4.0,
-        True,
-    )
-    assert ops.tune24(50, 24, 48, activation="gelu") == choice
-    assert len(timed) == 1
-    assert ops.tune24(50, 24, 24, activation="gelu") is None  # no kernel takes 24 inputs
 
 
 def test_no_warning_without_a_reason(kernels, monkeypatch):

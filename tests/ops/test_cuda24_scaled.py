@@ -10,16 +10,11 @@ from vlprune.ops.cuda24.problem import Problem
 
 from . import fake_cuda
 from .cases import normal, packed
-from .test_cuda24 import pretend_times
+from .fake_cuda import pretend_times
 from .test_linear24 import ACTIVATIONS
 from .test_linear24_scaled import every_dtype
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def kernels(monkeypatch, tmp_path):
-    return fake_cuda.install(monkeypatch, tmp_path)
 
 
 def operands(dtype, *leading, out=24, inputs=64):

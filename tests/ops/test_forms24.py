@@ -14,7 +14,7 @@ from vlprune.ops.cuda24.problem import Problem
 
 from . import fake_cuda
 from .cases import normal, packed
-from .test_cuda24 import check, pretend_times
+from .fake_cuda import check, pretend_times
 from .test_linear24 import ACTIVATIONS
 
 
