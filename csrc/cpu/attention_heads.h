@@ -20,6 +20,7 @@ struct Heads {
     static constexpr int W = V::width;
     static constexpr int strip = 2 * W;
     static constexpr int queries = 6;
+    static_assert(queries <= W, "their lanes are combined in one square");
 
     // c[r, :] = factor[r] * sum_i a[r, i] * b[i, :], `vectors` registers wide.
     template <int rows, int vectors>
@@ -85,27 +86,45 @@ struct Heads {
                 V::store(to.values + t * to.width + i, load_partly(v + t * p.token_stride + i, p.dim - i));
     }
 
-    // Scores to e^(score - largest) in place, zero from `visible` to `read`; returns one over their sum.
-    static float soften(float* scores, int64_t visible, int64_t read) {
-        const int64_t end = ceil_div(visible, W) * W;
-        for (int64_t j = visible; j < end; ++j) scores[j] = -INFINITY;
-        reg most_of = V::load(scores);
-        for (int64_t j = W; j < end; j += W) most_of = V::max(most_of, V::load(scores + j));
+    // One row's lanes are a chain of operations, so those of all rows are combined at once.
+    template <class Combine>
+    static void across(reg (&rows)[W], Combine combine, float* to) {
+        V::transpose(rows);
+        reg all = rows[0];
+        for (int i = 1; i < W; ++i) all = combine(all, rows[i]);
+        V::store(to, all);
+    }
+
+    // Scores to e^(score - largest) in place, zero from what a row sees to `read`; factor is one over their sum.
+    // The first row sees `visible` keys, each of the others `more` than the one before.
+    static void soften(float* scores, int64_t row_floats, int64_t rows, int64_t visible, int64_t more, int64_t read,
+                       float* factor) {
+        reg each[W];
         float lanes[W];
-        V::store(lanes, most_of);
-        float largest = lanes[0];
-        for (int i = 1; i < W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-        reg sums = V::set1(0.0f);
-        for (int64_t j = 0; j < end; j += W) {
-            const reg e = exp_clamped<V>(V::sub(V::load(scores + j), V::set1(largest)));
-            V::store(scores + j, e);
-            sums = V::add(sums, e);
+        for (reg& row : each) row = V::set1(1.0f);
+        for (int64_t r = 0; r < rows; ++r) {
+            float* row = scores + r * row_floats;
+            const int64_t sees = visible + r * more, end = ceil_div(sees, W) * W;
+            for (int64_t j = sees; j < end; ++j) row[j] = -INFINITY;
+            each[r] = V::load(row);
+            for (int64_t j = W; j < end; j += W) each[r] = V::max(each[r], V::load(row + j));
         }
-        for (int64_t j = visible; j < read; ++j) scores[j] = 0.0f;
-        V::store(lanes, sums);
-        float sum = 0.0f;
-        for (float lane : lanes) sum += lane;
-        return 1.0f / sum;
+        across(each, V::max, lanes);
+        for (int64_t r = 0; r < rows; ++r) {
+            float* row = scores + r * row_floats;
+            const int64_t sees = visible + r * more, end = ceil_div(sees, W) * W;
+            const reg largest = V::set1(lanes[r]);
+            reg sum = V::set1(0.0f);
+            for (int64_t j = 0; j < end; j += W) {
+                const reg e = exp_clamped<V>(V::sub(V::load(row + j), largest));
+                V::store(row + j, e);
+                sum = V::add(sum, e);
+            }
+            each[r] = sum;
+            for (int64_t j = sees; j < read; ++j) row[j] = 0.0f;
+        }
+        across(each, V::add, lanes);
+        for (int64_t r = 0; r < rows; ++r) factor[r] = 1.0f / lanes[r];
     }
 
     static void attend(const Attention& p, const float* q, float* out, int64_t first, int64_t last, const Scratch& s) {
@@ -117,8 +136,7 @@ struct Heads {
             product_for(rows, read - key > W ? 2 : 1)(q + first * p.token_stride, p.token_stride,
                                                      s.keys + key * p.dim, strip, p.dim, factor, s.scores + key,
                                                      row_floats);
-        for (int64_t r = 0; r < rows; ++r)
-            factor[r] = soften(s.scores + r * row_floats, p.causal ? first + r + 1 : read, read);
+        soften(s.scores, row_floats, rows, p.causal ? first + 1 : read, p.causal ? 1 : 0, read, factor);
         for (int64_t i = 0; i < p.dim; i += strip) {
             const int64_t vectors = p.dim - i > W ? 2 : 1;
             const bool whole = i + vectors * W <= p.dim;
@@ -131,13 +149,28 @@ struct Heads {
         }
     }
 
+    // Some tokens of a head, which no processor sees coming: they are a projection's width apart.
+    static void prefetch(const Attention& p, const float* q, int64_t first, int64_t last) {
+        constexpr int64_t line = 64 / sizeof(float);
+        for (int64_t t = first; t < last; ++t)
+            for (int64_t part = 0; part < 3; ++part)
+                for (int64_t i = 0; i < p.dim; i += line)
+                    V::prefetch(q + t * p.token_stride + part * p.heads * p.dim + i);
+    }
+
     static void run(const Attention& p) {
         Scratch s{};
         s.strips = ceil_div(p.length, strip);
         s.width = ceil_div(p.dim, W) * W;
         const int64_t keys = s.strips * strip * p.dim, values = p.length * s.width;
         const int64_t scores = queries * s.strips * strip, blocks = ceil_div(p.length, queries);
-        for (int64_t at; (at = __atomic_fetch_add(p.claimed, 1, __ATOMIC_RELAXED)) < p.batch * p.heads;) {
+        const int64_t total = p.batch * p.heads, inner = p.heads * p.dim;
+        const auto claim = [&p] { return __atomic_fetch_add(p.claimed, 1, __ATOMIC_RELAXED); };
+        const auto query_of = [&p](int64_t at) {
+            return p.qkv + at / p.heads * p.batch_stride + at % p.heads * p.dim;
+        };
+        for (int64_t at = claim(), next; at < total; at = next) {
+            next = claim();
             if (s.keys == nullptr) {
                 const auto floats = static_cast<size_t>(keys + values + scores + queries * strip);
                 s.keys = static_cast<float*>(linear24_workspace(sizeof(float) * floats));
@@ -145,12 +178,14 @@ struct Heads {
                 s.scores = s.values + values;
                 s.line = s.scores + scores;
             }
-            const int64_t sequence = at / p.heads, head = at % p.heads * p.dim, inner = p.heads * p.dim;
-            const float* q = p.qkv + sequence * p.batch_stride + head;
+            const float* q = query_of(at);
             pack(p, q + inner, q + 2 * inner, s);
-            float* out = p.out + sequence * p.length * inner + head;
-            for (int64_t b = 0; b < blocks; ++b)
-                attend(p, q, out, p.length * b / blocks, p.length * (b + 1) / blocks, s);
+            float* out = p.out + at / p.heads * p.length * inner + at % p.heads * p.dim;
+            for (int64_t b = 0; b < blocks; ++b) {
+                const int64_t first = p.length * b / blocks, last = p.length * (b + 1) / blocks;
+                if (next < total) prefetch(p, query_of(next), first, last);
+                attend(p, q, out, first, last, s);
+            }
         }
     }
 };
