@@ -29,6 +29,7 @@ __all__ = [
     "linear24_ratios",
     "linear24_table",
     "mope",
+    "mope_unclear",
     "recovery_table",
     "result",
     "run_text",
@@ -75,6 +76,18 @@ def mope(name: str, row: str) -> float:
     """Mean over draws of a score after modules were removed, in percent."""
     found = result(name)["rows"][row]
     return statistics.mean(found.values()) if isinstance(found, dict) else float(found)
+
+
+def mope_unclear(name: str, kind: str) -> float:
+    """Percent of the modules of a kind whose mean error over draws is within its standard deviation."""
+    errors: dict[tuple[Any, ...], list[float]] = {}
+    for draw in result(name)["errors"].values():
+        for module in draw["modules"]:
+            if module["kind"] == kind:
+                place = (module["tower"], module["layer"], module["index"])
+                errors.setdefault(place, []).append(module["error"])
+    unclear = [abs(statistics.mean(each)) <= statistics.stdev(each) for each in errors.values()]
+    return 100 * statistics.mean(unclear)
 
 
 def linear24(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
