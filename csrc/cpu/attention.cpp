@@ -34,7 +34,7 @@ void head_attention(const float* qkv, int64_t batch_stride, int64_t token_stride
     if (length <= 0) return;
     int64_t claimed = 0;
     const Attention problem{qkv, batch_stride, token_stride, batch, length, heads, dim, causal, scale, out, &claimed};
-    parallel_parts(threads, [&](int, int) { run(problem); });
+    parallel_parts(threads, [&](int, int parts) { run(problem, parts); });
 }
 
 }  // namespace vlprune

@@ -14,7 +14,8 @@ struct Attention {
     int64_t* claimed;  // heads of sequences that some thread has taken, at zero
 };
 
-using AttentionVariant = void (*)(const Attention& problem);
+// What one of `parts` threads does of it.
+using AttentionVariant = void (*)(const Attention& problem, int parts);
 
 extern const AttentionVariant attention_portable, attention_avx2, attention_avx512;
 

@@ -158,26 +158,27 @@ struct Heads {
                     V::prefetch(q + t * p.token_stride + part * p.heads * p.dim + i);
     }
 
-    static void run(const Attention& p) {
-        Scratch s{};
-        s.strips = ceil_div(p.length, strip);
-        s.width = ceil_div(p.dim, W) * W;
-        const int64_t keys = s.strips * strip * p.dim, values = p.length * s.width;
-        const int64_t scores = queries * s.strips * strip, blocks = ceil_div(p.length, queries);
-        const int64_t total = p.batch * p.heads, inner = p.heads * p.dim;
+    static Scratch scratch_for(const Attention& p) {
+        const int64_t strips = ceil_div(p.length, strip), width = ceil_div(p.dim, W) * W;
+        const int64_t keys = strips * strip * p.dim, values = p.length * width, scores = queries * strips * strip;
+        const auto floats = static_cast<size_t>(keys + values + scores + queries * strip);
+        auto* memory = static_cast<float*>(linear24_workspace(sizeof(float) * floats));
+        return {memory, memory + keys, memory + keys + values, memory + keys + values + scores, strips, width};
+    }
+
+    static void run(const Attention& p, int parts) {
+        const int64_t total = p.batch * p.heads, inner = p.heads * p.dim, blocks = ceil_div(p.length, queries);
         const auto claim = [&p] { return __atomic_fetch_add(p.claimed, 1, __ATOMIC_RELAXED); };
         const auto query_of = [&p](int64_t at) {
             return p.qkv + at / p.heads * p.batch_stride + at % p.heads * p.dim;
         };
-        for (int64_t at = claim(), next; at < total; at = next) {
-            next = claim();
-            if (s.keys == nullptr) {
-                const auto floats = static_cast<size_t>(keys + values + scores + queries * strip);
-                s.keys = static_cast<float*>(linear24_workspace(sizeof(float) * floats));
-                s.values = s.keys + keys;
-                s.scores = s.values + values;
-                s.line = s.scores + scores;
-            }
+        int64_t at = claim();
+        if (at >= total) return;
+        const Scratch s = scratch_for(p);
+        while (at < total) {
+            // The next one now, to be prefetched, but only while there is one for every thread.
+            const bool ahead = __atomic_load_n(p.claimed, __ATOMIC_RELAXED) + parts <= total;
+            const int64_t next = ahead ? claim() : total;
             const float* q = query_of(at);
             pack(p, q + inner, q + 2 * inner, s);
             float* out = p.out + at / p.heads * p.length * inner + at % p.heads * p.dim;
@@ -186,6 +187,7 @@ struct Heads {
                 if (next < total) prefetch(p, query_of(next), first, last);
                 attend(p, q, out, first, last, s);
             }
+            at = ahead ? next : claim();
         }
     }
 };

@@ -37,7 +37,8 @@ void unpack24(const void* values, const uint8_t* meta, DType dtype, int64_t rows
 
 // linear24 works on a private re-ordering of (values, meta), made once by linear24_prepare into a 64-byte-aligned
 // buffer of linear24_prepared_bytes. It depends on dtype and isa, and on whether it is for few tokens: any number can
-// be computed with either form, but fewer than linear24_few_below are faster with the one for few.
+// be computed with either form, but fewer than linear24_few_below are faster with the one for few. `linear24` is told
+// which form it is given: dtype, few and isa are those that it was prepared with.
 int linear24_few_below(DType dtype, Isa isa);
 int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, bool few, Isa isa);
 void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, bool few,

@@ -1,4 +1,4 @@
-// Sixteen lanes as a plain array: any compiler, any machine, and the same tiles as AVX-512.
+// Sixteen lanes as a plain array: GCC and Clang, any machine, and the same tiles as AVX-512.
 #pragma once
 #include <cmath>
 #include <cstdint>

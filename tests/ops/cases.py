@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vlprune import ops
 from vlprune.ops import _threads
@@ -52,3 +53,15 @@ def packed(out, inputs, dtype=torch.float32, seed=0):
     """``(values, meta)`` of a random weight, scaled as a trained layer's would be."""
     weight = normal(out, inputs, seed=seed) / inputs**0.5
     return ops.wanda_pack24(weight.to(dtype), torch.ones(inputs))
+
+
+# Of linear24, against float64.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3, torch.float64: 1e-12}
+
+
+def exact(x, values, meta, bias, activation):
+    """linear24 in float64, by the dense product."""
+    z = F.linear(x.double(), ops.unpack24(values, meta).double(), None if bias is None else bias.double())
+    if activation is None:
+        return z
+    return F.gelu(z) if activation == "gelu" else z * torch.sigmoid(1.702 * z)

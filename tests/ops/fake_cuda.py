@@ -14,7 +14,7 @@ import torch
 from vlprune.ops import backend, extensions, gpu, reference
 from vlprune.ops.cuda24 import chooser, entry, forms, measure
 
-from .test_linear24 import TOLERANCE, exact
+from .cases import TOLERANCE, exact
 
 DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16, 3: torch.int8, 4: torch.float8_e4m3fn}
 ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}

@@ -169,17 +169,49 @@ def test_trust(dtype, out_dtype):
         assert error < 0.1  # roundings of 16 bits, of the operands too
 
 
-def test_the_fallback_sums_int8_exactly():
+@pytest.fixture
+def strict(monkeypatch):
+    """PyTorch's product of int8, as particular as it is on a GPU."""
+    product = torch._int_mm
+
+    def checked(a, b):
+        assert a.is_contiguous()
+        assert b.t().is_contiguous()
+        assert a.data_ptr() % 16 == b.data_ptr() % 16 == 0
+        assert a.shape[0] > 16
+        assert a.shape[1] % 8 == b.shape[1] % 8 == 0 < a.shape[1] * b.shape[1]
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", checked)
+
+
+INT8_SIZES = {
+    "few tokens": (3, 4096, 16), "many tokens": (40, 4096, 16), "odd": (3, 4100, 10),
+    "no token": (0, 64, 8), "no output": (3, 64, 0), "no input": (3, 0, 8), "nothing": (0, 0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "out"), INT8_SIZES.values(), ids=INT8_SIZES)
+def test_the_fallback_sums_int8_exactly(strict, tokens, inputs, out):
     generator = torch.Generator().manual_seed(0)
-    for tokens, inputs, out in ((3, 4096, 16), (40, 4096, 16), (3, 4100, 10)):
-        draw = lambda *shape: torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)  # noqa: E731
-        x, weight = draw(tokens, inputs).abs(), draw(out, inputs).abs()
-        exact = x.double() @ weight.double().T
-        assert exact.max() > 2**24
-        assert torch.equal(dense8.sums8(x, weight).double(), exact)
+    x, weight = (
+        torch.randint(128, shape, dtype=torch.int8, generator=generator)
+        for shape in ((tokens, inputs), (out, inputs))
+    )
+    exact = x.double() @ weight.double().T
+    assert inputs < 4096 or exact.max() > 2**24
+    assert torch.equal(dense8.sums8(x, weight).double(), exact)
 
 
-def test_the_fallback_takes_any_view():
+def test_what_the_fallback_need_not_pad_is_not_copied(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "_int_mm", lambda *given: seen.extend(t.data_ptr() for t in given) or given[0])
+    x, weight = torch.ones(17, 64, dtype=torch.int8), torch.ones(16, 64, dtype=torch.int8)
+    dense8.sums8(x, weight)
+    assert seen == [x.data_ptr(), weight.data_ptr()]
+
+
+def test_the_fallback_takes_any_view(strict):
     x, x_scale = ops.quantize_rows(torch.randn(20, 64))
     weight, weight_scale = ops.quantize_rows(torch.randn(16, 64))
     given = weight, weight_scale, torch.bfloat16

@@ -82,6 +82,7 @@ CALLS = {
     "scaled-activation": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, None, "relu"), 'linear24_scaled: expected activation None, "gelu" or "quick_gelu", got \'relu\''),
     "scaled-zero": (lambda: ops.linear24_scaled(Q, S * 0, QV, META, VS), "linear24_scaled: expected x_scale above 0, got 0.0 at row 0"),
     "scaled-nan": (lambda: ops.linear24_scaled(Q, S, QV, META, VS * math.nan), "linear24_scaled: expected weight_scale finite and above 0, got nan at row 0"),
+    "scaled-cannot-prepare": (lambda: ops.prepare24(QV, META, "cpu"), 'linear24: backend "cpu" was asked for, but '),
     "scaled-cannot": (lambda: ops.linear24_scaled(Q, S, QV, META, VS, backend="cpu"), 'linear24_scaled: backend "cpu" was asked for, but linear24_scaled has no form on the cpu backend'),
     "update-weight": (lambda: ops.masked_update(W[0], A, B), "masked_update: expected weight of shape [out, in], got (8,)"),
     "update-a": (lambda: ops.masked_update(W, A[:, :6], B), "masked_update: expected a of shape [rank, 8], got (3, 6)"),

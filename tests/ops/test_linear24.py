@@ -2,29 +2,19 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from vlprune import ops
 
-from .cases import FLOATS, every_float, needs_native, normal, packed
+from .cases import FLOATS, TOLERANCE, every_float, exact, needs_native, normal, packed
 
 ACTIVATIONS = {"none": None, "gelu": "gelu", "quick_gelu": "quick_gelu"}
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 every_bias = pytest.mark.parametrize("biased", [False, True], ids=["no-bias", "bias"])
 
+
 # The result is rounded to its dtype once by the native form and up to three times by the reference (product,
 # bias, activation), half an ulp each: 1.5 ulp of 2^-7 in bfloat16, 2^-10 in float16; in float32 the sum of
 # 70 products adds the rest. Absolute: the same relative to terms of size one, which may cancel.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3, torch.float64: 1e-12}
-
-
-def exact(x, values, meta, bias, activation):
-    z = F.linear(x.double(), ops.unpack24(values, meta).double(), None if bias is None else bias.double())
-    if activation is None:
-        return z
-    return F.gelu(z) if activation == "gelu" else z * torch.sigmoid(1.702 * z)
-
-
 def close(got, expected, dtype):
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)

@@ -105,6 +105,18 @@ def test_leading_dimensions(dtype, leading):
     np.testing.assert_allclose(y.double().numpy(), right, rtol=2**-8, atol=1e-6)
 
 
+@every_dtype
+@pytest.mark.parametrize("bad", [math.inf, math.nan], ids=str)
+def test_a_token_that_is_not_finite_spoils_itself_alone(dtype, bad):
+    values, meta = packed(6, 8)
+    values, scale = ops.quantize_rows(values, dtype)
+    x = normal(3, 8)
+    x[1, 2] = bad
+    y = ops.linear24_scaled(*ops.quantize_rows(x, dtype), values, meta, scale)
+    assert y[1].isnan().all()
+    assert y[[0, 2]].isfinite().all()
+
+
 def nearest(scaled, dtype):
     """The nearest number of the dtype by search, among equals the one whose code is even."""
     if dtype is torch.int8:

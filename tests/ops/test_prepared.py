@@ -155,7 +155,9 @@ def test_a_default_device_is_not_where_weights_are_prepared():
     check(layer)
 
 
-@pytest.mark.parametrize(("tokens", "forms"), [(50, [False]), (2, [False, True])], ids=["many", "few"])
+@pytest.mark.parametrize(
+    ("tokens", "forms"), [(50, [False]), (2, [False, True]), (0, [False])], ids=["many", "few", "none"]
+)
 def test_each_form_is_made_once(monkeypatch, tokens, forms):
     layer, x, made = Layer(), normal(tokens, 32), []
     real = prepared._reordered

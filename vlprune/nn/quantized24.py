@@ -85,7 +85,7 @@ class QuantizedLinear24(nn.Module):
         """Quantise a packed layer: row by row, to nearest; what is not kept stays so.
 
         Raises:
-            ValueError: `dtype` is neither torch.int8 nor torch.float8_e4m3fn.
+            ValueError: `dtype` is neither torch.int8 nor torch.float8_e4m3fn, or there is no such `backend`.
             TypeError: `layer` is no `Linear24`.
 
         """

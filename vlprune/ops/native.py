@@ -129,7 +129,7 @@ def linear24(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See `reference.linear24`."""
-    if not runs_natively("linear24", x.dtype, backend) or x.shape[-1] == 0:
+    if not runs_natively("linear24", x.dtype, backend) or x.numel() == 0:
         return reference.linear24(x, values, meta, bias, activation, residual)
     out, inputs = values.shape[0], x.shape[-1]
     tokens = x.numel() // inputs

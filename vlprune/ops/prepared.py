@@ -135,8 +135,8 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
 
     Or `linear24_scaled`, where values are int8 or float8_e4m3fn.
 
-    On the CPU that is the form for many tokens; the one for few (fewer than 14 with AVX2, 25 with AVX-512)
-    is made at the first call that has so few.
+    On the CPU that is the form for many tokens; the one for few (fewer than 14 with AVX2, 25 otherwise) is
+    made at the first call that has so few.
 
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
     will be passed there. Also to be called after changing single entries through ``values.data`` or
@@ -153,7 +153,9 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
     """
     if values.is_cuda and values.dtype in (torch.bfloat16, torch.float16, torch.float32, *SCALED_DTYPES):
         prepare24_cuda(values, meta, backend, anew)
-    here = values.device.type == "cpu" and backend in ("auto", "cpu") and values.dtype not in SCALED_DTYPES
+    here = values.device.type == "cpu" and (
+        backend == "cpu" or (backend == "auto" and values.dtype not in SCALED_DTYPES)
+    )
     if here and runs_natively("linear24", values.dtype, backend):
         entry = _prepare(values, meta) if anew else prepared24(values, meta)
         entry.pointer(values, meta, few=False)

@@ -88,8 +88,8 @@ def linear24_scaled(
 
     Raises:
         ValueError: bad arguments, on the CPU also a scale not above 0 or a `weight_scale` that is not finite
-            (an `x_scale` that is not gives NaN); or a backend asked for by name that cannot do this; it says
-            why.
+            (an `x_scale` that is not gives results that are not); or a backend asked for by name that cannot
+            do this; it says why.
 
     """
     op = "linear24_scaled"

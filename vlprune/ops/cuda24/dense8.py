@@ -10,8 +10,8 @@ from .. import reference
 
 __all__ = ["linear8", "sums8", "unpack8"]
 
-# PyTorch's product of int8 takes more rows than this, and both take multiples: of 8, and of 16 for fp8.
-_FEWEST_INT8 = 16
+# PyTorch's product of int8 takes no fewer rows, and multiples of 8 above 0; that of fp8 multiples of 16.
+_FEWEST_INT8 = 17
 # Ada and Hopper are the first with tensor cores for E4M3.
 _FP8_CAPABILITY = (8, 9)
 
@@ -51,12 +51,12 @@ def linear8(
 
 
 def sums8(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W^T`` before any scale [tokens, out]: of int8 exact, in int32 or float64; of E4M3 in float32."""
+    """``x W^T`` before any scale [tokens, out]: of int8 exact, in int32; of E4M3 in float32."""
     if x.dtype is torch.int8:
-        if x.shape[1] % 8 or weight.shape[0] % 8:
-            return F.linear(x.double(), weight.double())
-        rows = max(x.shape[0], _FEWEST_INT8 + 1)
-        return torch._int_mm(F.pad(x, (0, 0, 0, rows - x.shape[0])), weight.t())[: x.shape[0]]
+        tokens, inputs, out = *x.shape, weight.shape[0]
+        inputs, rows = _taken(inputs), _taken(out)
+        x, weight = _padded(x, max(tokens, _FEWEST_INT8), inputs), _padded(weight, rows, inputs)
+        return torch._int_mm(x, weight.t())[:tokens, :out]
     if _takes_fp8(x, weight):
         one = x.new_ones((), dtype=torch.float32)
         return torch._scaled_mm(
@@ -66,6 +66,17 @@ def sums8(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _takes_fp8(x: Tensor, weight: Tensor) -> bool:
-    if x.shape[1] % 16 or weight.shape[0] % 16:
+    if 0 in (*x.shape, weight.shape[0]) or x.shape[1] % 16 or weight.shape[0] % 16:
         return False
     return x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY
+
+
+def _taken(size: int) -> int:
+    return max(8, -(-size // 8) * 8)
+
+
+def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    # by nothing it would still be copied
+    if matrix.shape == (rows, columns):
+        return matrix
+    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))

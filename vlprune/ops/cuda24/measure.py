@@ -28,7 +28,7 @@ Call = Callable[[], object]
 # Rounds over all that is compared, and untimed ones before them.
 _ROUNDS, _WARMUP = 7, 2
 # Copies of the operands: enough to leave the level-2 cache twice over, but no more than this. A device takes
-# some thousand launches in advance, and a call is up to eight.
+# some thousand launches in advance, and a call is up to ten.
 _MOST_COPIES = 96
 # Cycles that a device waits for each queued call at most: 140 microseconds of host time at 1.8 GHz. After the
 # first round it is twice what the host took the time before, in cycles of a clock that is hardly exceeded.
