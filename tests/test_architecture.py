@@ -19,7 +19,7 @@ ROOMS = (
     "masks", "targets", "fusion", "example", "measure",
     "models", "demo", "models.build", "models.checks", "demo.tokenizer", "data", "nn",
     "config", "token_weights", "allocation", "scoring", "ops", "kernels",
-    "cache_dir", "files", "fingerprint", "distributed", "patterns", "_version",
+    "cache_dir", "files", "fingerprint", "distributed", "patterns", "values", "_version",
 )  # fmt: skip
 
 

@@ -67,8 +67,25 @@ def test_incomplete_record(tmp_path):
     assert "report.json: incomplete record, 'dense' is missing" in done.stderr
 
 
-def test_unknown_option_is_exit_code_2():
-    assert vlprune("run", "demo", "--patern", "2:4").returncode == 2
+BAD_OPTIONS = {
+    "unknown": (("--patern", "2:4"), "vlprune: unrecognized arguments: --patern 2:4"),
+    "choice": (("--dtype", "int8"), "vlprune run: argument --dtype: invalid choice: 'int8'"),
+    "number": (("--batch", "0"), "vlprune run: argument --batch: "),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_bad_options_are_one_line_and_exit_code_2(options, message):
+    done = vlprune("run", "demo", *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_backend_in_the_environment():
+    done = vlprune("info", VLPRUNE_BACKEND="fast")
+    assert done.returncode == 2
+    assert done.stderr.startswith("vlprune info: VLPRUNE_BACKEND: expected one of auto, torch, cpu,")
 
 
 def test_prune_eval_and_pack_round_trip(tmp_path):

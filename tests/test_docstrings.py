@@ -47,9 +47,7 @@ PUBLIC, METHODS = public(), methods()
 def parameters(value):
     """Names that a caller passes: of a dataclass its fields, of another class those of its constructor."""
     if dataclasses.is_dataclass(value):
-        bases = [getattr(base, "__dataclass_fields__", {}) for base in value.__mro__[1:]]
-        inherited = {name for base in bases for name in base}
-        return [f.name for f in dataclasses.fields(value) if f.init and f.name not in inherited]
+        return [f.name for f in dataclasses.fields(value) if f.init]
     if inspect.isclass(value):
         if issubclass(value, Exception) or getattr(value, "_is_protocol", False):
             return []

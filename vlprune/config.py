@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from .allocation import Allocation, Uniform, allocation_from_dict
 from .patterns import Pattern
 from .token_weights import TokenWeight, TokenWeighting, token_weighting
+from .values import check_flag, is_number, is_whole
 
 __all__ = [
     "CONFIG_VERSION",
@@ -85,9 +85,9 @@ class PruneConfig:
             object.__setattr__(self, name, entries)
         for name in ("samples", "batch_size"):
             value = getattr(self, name)
-            if not _is_whole(value) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-        _check_flag("offload", self.offload)
+        check_flag("offload", self.offload)
         object.__setattr__(self, "token_weight", token_weighting(self.token_weight))
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +107,12 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MagnitudeConfig(PruneConfig):
-    """Keep the weights of largest absolute value: the baseline that looks at no data."""
+    """Keep the weights of largest absolute value: the baseline that looks at no data.
+
+    Its fields, by keyword, `PruneConfig` explains: pattern, sparsity, scope, allocation, targets and ignore;
+    activations, token_weight, samples, batch_size and offload for an allocation that looks at data.
+
+    """
 
     method: ClassVar[str] = "magnitude"
     statistics: ClassVar[str | None] = None
@@ -115,7 +120,12 @@ class MagnitudeConfig(PruneConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class WandaConfig(PruneConfig):
-    """Keep the weights of largest ``|W_ij| * ||x_j||``: Sun et al. 2023, arXiv 2306.11695, eq. 1."""
+    """Keep the weights of largest ``|W_ij| * ||x_j||``: Sun et al. 2023, arXiv 2306.11695, eq. 1.
+
+    Its fields, by keyword, `PruneConfig` explains: pattern, sparsity, scope, allocation, targets, ignore,
+    activations, token_weight, samples, batch_size and offload.
+
+    """
 
     method: ClassVar[str] = "wanda"
 
@@ -125,6 +135,8 @@ class SparseGPTConfig(PruneConfig):
     """Remove weights and move the others to make up for it: Frantar and Alistarh 2023, arXiv 2301.00774.
 
     It compares the weights of all outputs within a block of columns, so `scope` does not apply.
+    `PruneConfig` explains its other fields: pattern, sparsity, allocation, targets, ignore, activations,
+    token_weight, samples, batch_size and offload.
 
     Args:
         blocksize: columns whose weights are compared with each other; a multiple of m under n:m.
@@ -145,19 +157,22 @@ class SparseGPTConfig(PruneConfig):
             raise ValueError(
                 f"scope: sparsegpt compares what is in a block of columns, leave it out; got {self.scope!r}"
             )
-        if not _is_whole(self.blocksize) or self.blocksize < 1:
+        if not is_whole(self.blocksize) or self.blocksize < 1:
             raise ValueError(f"blocksize: expected a whole number of at least 1, got {self.blocksize!r}")
         if self.blocksize % (Pattern.parse(self.pattern).m or 1):
             raise ValueError(
                 f'blocksize: pattern "{self.pattern}" needs a multiple of its group, got {self.blocksize}'
             )
-        if not _is_number(self.damping) or self.damping <= 0:
+        if not is_number(self.damping) or self.damping <= 0:
             raise ValueError(f"damping: expected a number above 0, got {self.damping!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RIAConfig(PruneConfig):
     """Keep the weights that matter relative to their row and column: Zhang et al. 2024, ICLR.
+
+    `PruneConfig` explains its other fields: pattern, sparsity, scope, allocation, targets, ignore,
+    activations, token_weight, samples, batch_size and offload.
 
     Args:
         a: power of the input norm.
@@ -176,24 +191,11 @@ class RIAConfig(PruneConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        if not _is_number(self.a) or self.a < 0:
+        if not is_number(self.a) or self.a < 0:
             raise ValueError(f"a: expected a number of at least 0, got {self.a!r}")
-        _check_flag("permute", self.permute)
+        check_flag("permute", self.permute)
         if self.permute and Pattern.parse(self.pattern).m is None:
             raise ValueError('permute: only an n:m pattern has groups to permute for, got "unstructured"')
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
 
 
 METHODS: dict[str, type[PruneConfig]] = {

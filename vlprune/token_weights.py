@@ -9,7 +9,6 @@ that these are divided by stays, a constant of the layer.
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .values import is_number
 
 __all__ = [
     "ATV",
@@ -102,7 +103,7 @@ class Modality(TokenWeighting):
         """Check both weights."""
         for name in ("visual", "text"):
             value = getattr(self, name)
-            if not _is_number(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise ValueError(f"{name}: expected a weight of at least 0, got {value!r}")
 
     def weigh(self, x: Tensor, tokens: Tokens) -> Tensor | None:
@@ -136,7 +137,7 @@ class ATV(TokenWeighting):
 
     def __post_init__(self) -> None:
         """Check alpha."""
-        if not _is_number(self.alpha) or self.alpha <= 0:
+        if not is_number(self.alpha) or self.alpha <= 0:
             raise ValueError(f"alpha: expected a number above 0, got {self.alpha!r}")
 
     def weigh(self, x: Tensor, tokens: Tokens) -> Tensor | None:
@@ -206,7 +207,3 @@ def _aligned(real: Tensor, x: Tensor) -> Tensor | None:
     if x.dim() != 3 or x.shape[0] != batch or not -1 <= x.shape[1] - length <= 1:
         return None
     return F.pad(real.to(x.device), (0, 1), value=True)[:, : x.shape[1]]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -357,7 +357,7 @@ def test_a_sum_of_parts_that_is_off_is_said(agreement, said, monkeypatch):
         (
             {"target_speedup": 2.0},
             {"data": None},
-            "data: criterion mope needs data, for example of load_data",
+            r"data: criterion mope needs data \(`load_data`, or --data\), got None",
         ),
         ({"target_speedup": 2.0}, {"recover": print}, "recover: expected None with target_speedup"),
     ],

@@ -162,7 +162,7 @@ def test_what_cannot_be_is_told_before_anything_changes(config, message):
 
 def test_no_data_and_no_tower():
     model = build("clip")
-    with pytest.raises(ValueError, match="data: criterion gradient needs data, for example"):
+    with pytest.raises(ValueError, match=r"data: criterion gradient needs data \(`load_data`"):
         compact_(model, StructuredConfig(visual=Keep(heads=2), criterion="gradient"))
     del model.transformer
     with pytest.raises(ValueError, match="text: expected None, this model has only visual"):

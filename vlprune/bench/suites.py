@@ -72,8 +72,9 @@ def cases(selection: Selection, device: str = "cpu") -> list[Case]:
     by_name, ops = {case.name: case for case in found}, {case.op for case in found}
     for wanted in selection.only:
         if not any(_fits(wanted, case, ops) for case in by_name.values()):
-            near = difflib.get_close_matches(wanted, [*sorted(ops), *by_name], 3, 0.3) or sorted(ops)
-            raise ValueError(f"--only: no case fits {wanted!r}; there are {', '.join(near)}")
+            near = difflib.get_close_matches(wanted, [*sorted(ops), *by_name], 3, 0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(ops))}"
+            raise ValueError(f"--only: no case fits {wanted!r}; {hint}")
     return [
         case
         for case in by_name.values()

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..distributed import gather, sum_over_ranks, world_size
 
-__all__ = ["STATISTICS", "Calibration", "LayerStats", "Weigh"]
-
-STATISTICS = ("norm", "hessian")
+__all__ = ["Calibration", "LayerStats", "Weigh"]
 
 # (layer name, its input) -> token weights that broadcast to its leading shape, None for 1 everywhere
 Weigh = Callable[[str, Tensor], Tensor | None]

@@ -122,7 +122,7 @@ def _report(args: argparse.Namespace) -> None:
     record = read_json(path)
     kind = record.get("format") if isinstance(record, dict) else None
     if kind not in _REPORTS:
-        raise ValueError(f"{path}: neither the record of a vlprune run nor the file of a benchmark to draw")
+        raise ValueError(f"{path}: expected a record of format {', '.join(_REPORTS)}, got {kind!r}")
     known = _VERSIONS.get(kind)
     if known is not None and record.get("version") != known:
         raise ValueError(f"{path}: expected version {known}, got {record.get('version')!r}")

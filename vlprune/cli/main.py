@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .._version import __version__
 from ..config import METHODS
 from ..distributed import is_first, rank, under_torchrun, world_size
+from ..ops.backend import asked
 from .bench import add_bench
 from .commands import COMMANDS
 from .common import add_limits, positive
@@ -39,6 +41,7 @@ def _outcome(args: argparse.Namespace) -> int:
     try:
         if world_size() > 1 and args.command not in _SHARED:
             raise ValueError(f"torchrun is for {', '.join(_SHARED)}; run it as one process")
+        asked("auto")  # refuses a backend in the environment that is none, before any work
         COMMANDS[args.command](args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -65,9 +68,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and where the options are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vlprune",
         description="Prune CLIP-style models, run them faster, and prove what that cost.",
     )
@@ -118,7 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "report", "show a finished run again, or curves of a benchmark, and write the page"
     )
     report.add_argument(
-        "run", help="folder that `vlprune run --out` wrote, or a result of benchmarks/mope.py"
+        "run",
+        help="folder of `vlprune run`, or a record of recover, bench, benchmarks/mope.py or frontier.py",
     )
     report.add_argument("--out", help="page to write (default: beside the record)")
 
@@ -126,9 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
+def _add(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     return command
@@ -166,8 +175,14 @@ def _method(command: argparse.ArgumentParser, *, several: bool) -> None:
         help="how unstructured sparsity is shared out: uniform, ecoflap, owl, per_tower:visual=0.4,text=0.6, "
         "or a JSON file (default: uniform)",
     )
-    command.add_argument("--scope", choices=("row", "layer"), help="(default: row)")
-    command.add_argument("--activations", choices=("sequential", "dense"), help="(default: sequential)")
+    command.add_argument(
+        "--scope", choices=("row", "layer"), help="unstructured scores are compared in it (default: row)"
+    )
+    command.add_argument(
+        "--activations",
+        choices=("sequential", "dense"),
+        help="calibration sees the layers before pruned, or as they were (default: sequential)",
+    )
     command.add_argument(
         "--targets", nargs="+", help="visual, text, or patterns of layer names (default: all)"
     )

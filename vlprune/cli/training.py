@@ -15,7 +15,7 @@ __all__ = ["add_training", "recovery_of", "with_recovery"]
 
 # Field, other names for it, and what it is. Values are checked where configs are made, with one line.
 _NUMBERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("steps", (), "optimizer steps (default: those of --epochs)"),
+    ("steps", (), "optimizer steps (default: as many as the epochs have)"),
     ("epochs", (), "passes over the training data (default: 1)"),
     ("batch_size", (), "images a step, of all processes together (default: 32)"),
     ("learning_rate", ("lr",), "the highest (default: 1e-4 of adapters, 2e-5 of weights)"),
@@ -90,7 +90,9 @@ def recovery_of(args: argparse.Namespace, method: str | None, prefix: str = "") 
     given = {name: value for name in _FIELDS if (value := getattr(args, _dest(name), None)) is not None}
     named = _option("recover" if prefix else "method")
     if method is not None and method not in RECOVERY_METHODS:
-        raise ValueError(f"{named}: expected one of {', '.join(RECOVERY_METHODS)}, got {method!r}")
+        # a run holds the zeros, which lora cannot
+        offered = [each for each in RECOVERY_METHODS if each != "lora" or not prefix]
+        raise ValueError(f"{named}: expected one of {', '.join(offered)}, got {method!r}")
     if (file := getattr(args, _dest("config"))) is not None:
         asked = [*([named] if method is not None else []), *(_option(prefix + name) for name in given)]
         if asked:

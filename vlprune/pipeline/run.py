@@ -62,6 +62,8 @@ def run(
         raise ValueError("run: expected at least one variant, got none")
     if train is None and (trained := [v.name for v in variants if v.recovery or v.between]):
         raise ValueError(f"train: {trained[0]} needs data to train by, got None")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; expected a folder")
     model.eval()
     out.mkdir(parents=True, exist_ok=True)
     job = Job(model, data, calib, options, out, say, train)

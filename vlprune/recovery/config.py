@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .fields import Plain, check_flag, check_within, is_number, is_whole, text_tuple
+from ..values import check_flag, is_number, is_whole
+from .fields import Plain, check_within, text_tuple
 
 __all__ = ["DistillConfig", "RecoverConfig", "SparseLoRAConfig", "TrainConfig"]
 
@@ -131,6 +132,9 @@ class TrainConfig(Plain):
 class RecoverConfig(TrainConfig):
     """Training of adapters by ``(1 - lam) * task + lam * KL(teacher || student)``: arXiv 2404.02424.
 
+    `TrainConfig` explains its other fields: steps, epochs, batch_size, learning_rate, final_learning_rate,
+    warmup, weight_decay, betas, clip_norm, amp, checkpointing, ema, seed, save_every, samples and shard.
+
     Args:
         lam: weight of the divergence from the dense teacher that the adapters' layers hold.
 
@@ -150,6 +154,9 @@ class DistillConfig(TrainConfig):
 
     The terms are those of MoPE-CLIP (Lin et al. 2024, arXiv 2403.07839); a term of weight 0 is not
     computed. With `itc` and `sim` 0 captions are only read for a text tower among `towers`.
+    `TrainConfig` explains the fields of every training: steps, epochs, batch_size, learning_rate,
+    final_learning_rate, warmup, weight_decay, betas, clip_norm, amp, checkpointing, ema, seed, save_every,
+    samples and shard.
 
     Args:
         itc: weight of the contrastive loss between images and captions.

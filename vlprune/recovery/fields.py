@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-__all__ = ["RECOVERY_VERSION", "Plain", "check_flag", "check_within", "is_number", "is_whole", "text_tuple"]
+from ..values import is_number, is_whole
+
+__all__ = ["RECOVERY_VERSION", "Plain", "check_within", "text_tuple"]
 
 RECOVERY_VERSION = 1
 
@@ -38,28 +40,12 @@ class Plain:
         return cls(**given)
 
 
-def is_whole(value: Any) -> bool:
-    """Whether it is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite int or float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def check_within(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
     """Raise ValueError unless it is a finite number from low (excluded with `open_low`) to high."""
     if not is_number(value) or not low <= value <= high or (open_low and value == low):
         above = f"above {low}" if open_low else f"of at least {low}"
         allowed = f"a number {above}" if high == math.inf else f"a number in [{low}, {high}]"
         raise ValueError(f"{name}: expected {allowed}, got {value!r}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raise ValueError unless it is a bool."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
 
 
 def text_tuple(name: str, value: Any) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def compact_(
         return cut_(model, config, notes)
     _rehearse(model, config)
     if config.criterion in _NEEDS_DATA and data is None:
-        raise ValueError(f"data: criterion {config.criterion} needs data, for example of load_data")
+        raise ValueError(f"data: criterion {config.criterion} needs data (`load_data`, or --data), got None")
     if config.criterion == "mope" and not isinstance(data, ImageData):
         raise ValueError(f"data: criterion mope needs data of load_data, got {type(data).__name__}")
     if config.criterion == "gradient" and not isinstance(data, ImageData):
