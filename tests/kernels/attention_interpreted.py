@@ -48,6 +48,7 @@ SHAPES = {
     "272 tokens, scale": (1, 272, 1, 64, False, "float16", 1, 0.4, WHOLE),
     "300 tokens": (1, 300, 1, 72, False, "bfloat16", 1, None, TILED),
     "300 tokens, causal": (1, 300, 1, 64, True, "bfloat16", 1, None, TILED),
+    "577 tokens": (1, 577, 1, 64, False, "bfloat16", 1, None, ("tiled",)),
     "large scores": (1, 77, 2, 64, False, "bfloat16", 1000, None, (*WHOLE, "tiled")),
     "large scores, causal": (1, 150, 1, 64, True, "float16", 300, None, ("tiled",)),
 }

@@ -28,7 +28,9 @@ STEPS = ("batch_step", "row_step", "out_step", "grad_batch_step", "grad_row_step
 # name -> tokens, width of a head, causal, heads of all images, whether for training
 FORWARD = {
     "50": (50, 64, False, 12 * 64, False),
+    "50-32": (50, 32, False, 12 * 64, False),
     "77-causal": (77, 64, True, 8 * 64, False),
+    "77-causal-32": (77, 32, True, 8 * 64, True),
     "77-causal-training": (77, 64, True, 8 * 64, True),
     "77-causal-few": (77, 64, True, 8, False),
     "197": (197, 64, False, 12 * 64, False),
@@ -47,7 +49,7 @@ FORWARD = {
 BACKWARD = {
     f"{name}-{dim}{'-causal' * causal}": (kernel, dim, causal)
     for name, kernel in (("rows", rows_kernel), ("columns", columns_kernel))
-    for dim, causal in ((64, False), (64, True), (88, False), (128, False))
+    for dim, causal in ((32, False), (64, False), (64, True), (80, False), (88, False), (128, False))
 }
 # sm_90 is where it is to be fast, with 132 multiprocessors; elsewhere what differs.
 ELSEWHERE = {
