@@ -27,7 +27,9 @@ from typing import Any
 
 from vlprune import evaluate, load_data, load_model, measure
 from vlprune.evaluate import embed_images, embed_texts, score_embeddings, texts_to_embed
-from vlprune.files import write_json
+from vlprune.files import write_json, write_text
+from vlprune.report.modules import error_plots
+from vlprune.report.study import curves
 from vlprune.structured import (
     Keep,
     ModuleError,
@@ -160,6 +162,13 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_plots(record: dict[str, Any], out: Path) -> None:
+    """Write the curves, and every error of the first draw, a file a tower, beside a result."""
+    write_text(out.with_name(f"{out.stem}-curves.svg"), curves(record))
+    for tower, plot in zip(record["towers"], error_plots(record["errors"]["0"]["modules"]), strict=True):
+        write_text(out.with_name(f"{out.stem}-errors-{tower}.svg"), plot)
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(
@@ -182,6 +191,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--quick", action="store_true", help="64 training and 100 other images, two seeds")
+    parser.add_argument("--svg", action="store_true", help="also write curves and errors, beside the file")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -189,6 +199,8 @@ def main() -> None:
         args.samples, args.limit, args.seeds = 64, 100, 2
     record = run(args)
     write_json(args.out, record)
+    if args.svg:
+        write_plots(record, args.out)
     print(json.dumps(record) if args.json else table(record))
 
 

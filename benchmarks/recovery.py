@@ -113,7 +113,8 @@ PAIRS: dict[str, Way] = {
     "fine-tuned": by_fine_tuning,
     "distilled": by_distillation,
 }
-IMAGES: dict[str, Way] = {"SparseLoRA": by_sparse_lora, "distilled": by_distillation}
+# The ways of the papers, which hold every zero.
+OURS: dict[str, Way] = {"SparseLoRA": by_sparse_lora, "distilled": by_distillation}
 # without masks SparseLoRA is LoRA
 COMPACTED = {name: way for name, way in PAIRS.items() if name != "SparseLoRA"}
 
@@ -128,14 +129,14 @@ def plans(args: argparse.Namespace) -> dict[str, tuple[Remove, dict[str, Way]]]:
             pattern = {"pattern": "2:4"} if share is None else {"pattern": "unstructured", "sparsity": share}
             config = WEIGHTS[method](**pattern, targets=targets, samples=args.samples)
             name = f"{method} 2:4" if share is None else f"{method} {100 * share:g}%"
-            chosen[name] = (_pruner(config), IMAGES if images else PAIRS)
+            chosen[name] = (_pruner(config), OURS if images else PAIRS)
     for share in args.remove:
         keep = Keep(heads=1.0 - share, neurons=1.0 - share)
         remove, name = _remover(keep, args), f"mope -{100 * share:g}%"
         chosen[name] = (remove, {"distilled": by_distillation} if images else COMPACTED)
         if args.both:
             then = _pruner(WEIGHTS[args.methods[0]](pattern="2:4", samples=args.samples))
-            chosen[f"{name} 2:4"] = (_both(remove, then), {"distilled": by_distillation})
+            chosen[f"{name} 2:4"] = (_both(remove, then), {"distilled": by_distillation} if images else OURS)
     return chosen
 
 
