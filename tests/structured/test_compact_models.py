@@ -14,7 +14,7 @@ from .cases import uneven
 
 
 def random_model(name, towers, image_size):
-    """A registered open_clip model with random weights, and its config; a tower not asked for is kept small."""
+    """A registered open_clip model with random weights, and its config; a tower not asked for is small."""
     import open_clip
 
     config = open_clip.get_model_config(name)
