@@ -15,6 +15,7 @@ from vlprune import report
 from vlprune.bench import OURS, crossovers
 from vlprune.files import read_json
 from vlprune.report.frontier import frontier_table
+from vlprune.report.study import study_table
 
 from .frontier import split_way
 
@@ -29,7 +30,7 @@ __all__ = [
     "linear24_ratios",
     "linear24_table",
     "mope",
-    "mope_table",
+    "mope_text",
     "mope_unclear",
     "recovery_table",
     "result",
@@ -40,8 +41,6 @@ __all__ = [
 
 RESULTS = Path(__file__).parent / "results" / "amd-epyc-zen3-2core"
 
-# Who chooses, in the columns of a table.
-CRITERIA = ("mope", "gradient", "magnitude", "random")
 # Rows of the accuracy benchmark, as the documents name them.
 METHODS = {
     "magnitude": "magnitude",
@@ -70,6 +69,11 @@ def frontier_text(name: str) -> str:
     return frontier_table(result(name))
 
 
+def mope_text(name: str) -> str:
+    """What is left after heads, neurons and layers go, by who chose them, as `vlprune report` prints it."""
+    return study_table(result(name))
+
+
 def accuracy(name: str, row: str) -> float:
     """Mean over draws of the figure that models are compared by, in percent."""
     return statistics.mean(_primaries(name, row))
@@ -91,23 +95,6 @@ def mope_unclear(name: str, kind: str) -> float:
                 errors.setdefault(place, []).append(module["error"])
     unclear = [abs(statistics.mean(each)) <= statistics.stdev(each) for each in errors.values()]
     return 100 * statistics.mean(unclear)
-
-
-def mope_table(name: str) -> str:
-    """What is left after heads, neurons and layers go, by who chose them; the best of each row in bold."""
-    rows = result(name)["rows"]
-    plans = dict.fromkeys((row.split()[0], row.split()[-1]) for row in rows if row != "full")
-    order = ("heads", "neurons", "layers")
-    body = []
-    for kind, share in sorted(plans, key=lambda plan: (order.index(plan[0]), int(plan[1].strip("-%")))):
-        keys = [f"{kind} {criterion} {share}" for criterion in CRITERIA]
-        best = max(mope(name, key) for key in keys)
-        cells = [_with_spread(list(rows[key].values()), 1) for key in keys]
-        shown = [
-            f"**{cell}**" if mope(name, key) == best else cell for key, cell in zip(keys, cells, strict=True)
-        ]
-        body.append([f"{kind} -{share.strip('-%')} %", *shown])
-    return markdown(["", *CRITERIA], body)
 
 
 def linear24(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
@@ -211,10 +198,7 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def _spread(name: str, row: str, digits: int) -> str:
     """Mean over draws and, of several, their standard deviation."""
-    return _with_spread(_primaries(name, row), digits)
-
-
-def _with_spread(values: Sequence[float], digits: int) -> str:
+    values = _primaries(name, row)
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
