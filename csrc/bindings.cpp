@@ -121,14 +121,18 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         py::arg("prepared"), py::arg("isa"), nogil());
     m.def(
         "linear24",
-        [](Address x, int64_t ldx, Address prepared, bool few, Address bias, Address residual, int dtype,
-           int64_t tokens, int64_t out, int64_t in, int activation, Address y, int threads, int isa) {
-            linear24(at<void>(x), ldx, at<void>(prepared), few, at<void>(bias), at<void>(residual), dtype_of(dtype),
-                     tokens, out, in, static_cast<Activation>(activation), at<void>(y), threads, isa_of(isa));
+        [](Address x, int64_t ldx, Address norm_weight, Address norm_bias, float norm_eps, Address prepared, bool few,
+           Address bias, Address residual, int dtype, int64_t tokens, int64_t out, int64_t in, int activation,
+           Address y, int threads, int isa) {
+            const LayerNorm norm{at<float>(norm_weight), at<float>(norm_bias), norm_eps};
+            linear24(at<void>(x), ldx, norm_weight ? &norm : nullptr, at<void>(prepared), few, at<void>(bias),
+                     at<void>(residual), dtype_of(dtype), tokens, out, in, static_cast<Activation>(activation),
+                     at<void>(y), threads, isa_of(isa));
         },
-        py::arg("x"), py::arg("ldx"), py::arg("prepared"), py::arg("few"), py::arg("bias"), py::arg("residual"),
-        py::arg("dtype"), py::arg("tokens"), py::arg("out"), py::arg("in_"), py::arg("activation"), py::arg("y"),
-        py::arg("threads"), py::arg("isa"), nogil());
+        py::arg("x"), py::arg("ldx"), py::arg("norm_weight"), py::arg("norm_bias"), py::arg("norm_eps"),
+        py::arg("prepared"), py::arg("few"), py::arg("bias"), py::arg("residual"), py::arg("dtype"), py::arg("tokens"),
+        py::arg("out"), py::arg("in_"), py::arg("activation"), py::arg("y"), py::arg("threads"), py::arg("isa"),
+        nogil());
 
     m.def(
         "head_attention",

@@ -87,12 +87,15 @@ void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int6
     chosen.prepare(values, meta, out, in, prepared);
 }
 
-void linear24(const void* x, int64_t ldx, const void* prepared, bool few, const void* bias, const void* residual,
-              DType dtype, int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa) {
+void linear24(const void* x, int64_t ldx, const LayerNorm* norm, const void* prepared, bool few, const void* bias,
+              const void* residual, DType dtype, int64_t tokens, int64_t out, int64_t in, Activation act, void* y,
+              int threads, Isa isa) {
     const Linear24Form& chosen = form(dtype, few, isa);
+    if (norm && (few || dtype != DType::f32))
+        throw std::invalid_argument("linear24: only the float32 form for many tokens applies a layer norm");
     if (tokens <= 0 || out <= 0) return;
     std::vector<Cursor> cursors(static_cast<size_t>(threads));
-    const Linear24 problem{x, ldx, prepared, bias, residual, tokens, out, in, act, y, cursors.data()};
+    const Linear24 problem{x, ldx, norm, prepared, bias, residual, tokens, out, in, act, y, cursors.data()};
     parallel_parts(threads, [&](int part, int parts) { chosen.run(problem, part, parts); });
 }
 

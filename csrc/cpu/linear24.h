@@ -11,6 +11,7 @@ namespace vlprune {
 struct Linear24 {
     const void* x;
     int64_t ldx;
+    const LayerNorm* norm;  // null: none
     const void* prepared;
     const void* bias;      // null: none
     const void* residual;  // as y, added last; null: none

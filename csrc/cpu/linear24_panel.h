@@ -5,6 +5,7 @@
 // second-level cache.
 #pragma once
 #include "linear24_activation.h"
+#include "linear24_norm.h"
 #include "linear24_product.h"
 
 namespace vlprune {
@@ -20,29 +21,34 @@ struct Panel {
     static constexpr int unit_tiles = unit_rows / W;
     static constexpr int chunk_units = V::chunk_units;
 
-    // x[token, input ...] as a register; past the last input zeros.
-    static reg load_inputs(const Element* row, int64_t input, int64_t in) {
-        if (input + W <= in) return V::load(row + input);
-        Element rest[W] = {};
-        if (input < in) std::memcpy(rest, row + input, sizeof(Element) * static_cast<size_t>(in - input));
-        return V::load(rest);
-    }
-
     // Lanes past the last token repeat it: they are computed and never stored.
     // Inputs are padded with zeros, for weights that are padding.
     static void pack(const Linear24& p, int64_t token, int64_t tokens, float* panels) {
-        const int64_t padded = W * ceil_div(p.in, W);
         for (int64_t strip = 0; strip < tokens; strip += W) {
             const Element* rows[W];
             for (int t = 0; t < W; ++t)
                 rows[t] = static_cast<const Element*>(p.x) + (token + least(strip + t, tokens - 1)) * p.ldx;
-            for (int64_t input = 0; input < padded; input += W) {
-                reg square[W];
-                for (int t = 0; t < W; ++t) square[t] = load_inputs(rows[t], input, p.in);
-                V::transpose(square);
-                float* to = panels + input * stride + strip;
-                for (int i = 0; i < W; ++i) V::store(to + i * stride, square[i]);
+            float* to = panels + strip;
+            if constexpr (std::is_same_v<Element, float>) {
+                if (p.norm) {
+                    const LayerNormLanes<V> norm(*p.norm, rows, p.in);
+                    pack_strip(p, rows, to, norm);
+                    continue;
+                }
             }
+            pack_strip(p, rows, to, [](reg x, int64_t) { return x; });
+        }
+    }
+
+    template <class Map>
+    static void pack_strip(const Linear24& p, const Element* const (&rows)[W], float* to, const Map& map) {
+        for (int64_t input = 0; input < p.in; input += W) {
+            reg square[W];
+            for (int t = 0; t < W; ++t) square[t] = load_inputs<V>(rows[t], input, p.in);
+            V::transpose(square);
+            const bool whole = input + W <= p.in;
+            for (int i = 0; i < W; ++i, to += stride)
+                V::store(to, whole || input + i < p.in ? map(square[i], input + i) : V::set1(0.0f));
         }
     }
 

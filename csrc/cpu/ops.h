@@ -44,11 +44,19 @@ int64_t linear24_prepared_bytes(DType dtype, int64_t out, int64_t in, bool few, 
 void linear24_prepare(const void* values, const uint8_t* meta, DType dtype, int64_t out, int64_t in, bool few,
                       void* prepared, Isa isa);
 
+// Of every row of x: (x - mean) / sqrt(variance + eps) * weight + bias, [in] each.
+struct LayerNorm {
+    const float* weight;
+    const float* bias;
+    float eps;
+};
+
 // y[t, o] = act(sum_i x[t, i] W[o, i] + bias[o]) + residual[t, o]; x [tokens, in] with row stride ldx, y and
 // residual contiguous [tokens, out]; all of `dtype`, bias and residual may be null; float32 accumulation, and y
-// rounded once.
-void linear24(const void* x, int64_t ldx, const void* prepared, bool few, const void* bias, const void* residual,
-              DType dtype, int64_t tokens, int64_t out, int64_t in, Activation act, void* y, int threads, Isa isa);
+// rounded once. `norm`, if not null, is applied to x before: float32 alone, and the form for many tokens alone.
+void linear24(const void* x, int64_t ldx, const LayerNorm* norm, const void* prepared, bool few, const void* bias,
+              const void* residual, DType dtype, int64_t tokens, int64_t out, int64_t in, Activation act, void* y,
+              int threads, Isa isa);
 
 // out[b, s, h, :] = softmax over the tokens t that s may see of (scale * q[b, s, h] . k[b, t, h]), times v[b, t, h].
 // qkv [batch, length, 3, heads, dim] float32 with strides of sequences and tokens, out [batch, length, heads, dim]

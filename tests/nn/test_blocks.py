@@ -47,9 +47,9 @@ def tokens_seen(monkeypatch, run):
     """Output features and tokens of a sequence, of every packed layer that runs."""
     seen, forward = [], Linear24.forward
 
-    def noting(self, x, residual=None):
+    def noting(self, x, residual=None, norm=None):
         seen.append((self, x.shape[1], residual is not None))
-        return forward(self, x, residual)
+        return forward(self, x, residual, norm)
 
     with monkeypatch.context() as patched:
         patched.setattr(Linear24, "forward", noting)
@@ -63,6 +63,24 @@ def tokens_seen(monkeypatch, run):
 def test_every_kind_of_model_gives_what_it_gave(kind):
     model, plain, _ = packed(build(kind))
     assert_same(outputs(model), outputs(plain))
+
+
+def norms_that_run(monkeypatch, model):
+    ran = []
+    with monkeypatch.context() as patched:
+        forward = transformer.LayerNorm.forward
+        patched.setattr(transformer.LayerNorm, "forward", lambda m, x: (ran.append(m), forward(m, x))[1])
+        with torch.no_grad():
+            model.encode_image(IMAGES)
+    return {name for name, module in model.visual.named_modules() if module in ran}
+
+
+def test_packed_layers_make_the_norms_before_them(monkeypatch):
+    model, plain, _ = packed()
+    assert norms_that_run(monkeypatch, model) == {"ln_pre", "transformer.resblocks.2.ln_1", "ln_post"}
+    assert len(norms_that_run(monkeypatch, plain)) == 8
+    model.visual.transformer.resblocks[1].ln_2.register_forward_hook(lambda *_: None)
+    assert "transformer.resblocks.1.ln_2" in norms_that_run(monkeypatch, model)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
@@ -157,6 +175,8 @@ PLACES = [
     "visual.transformer.resblocks.0", "visual.transformer.resblocks.0.attn",
     "visual.transformer.resblocks.0.attn.out_proj", "visual.transformer.resblocks.0.ls_2",
     "visual.transformer.resblocks.0.mlp", "visual.transformer.resblocks.0.mlp.c_proj",
+    "visual.transformer.resblocks.0.ln_1", "visual.transformer.resblocks.1.ln_2",
+    "visual.transformer.resblocks.1.attn.qkv", "visual.transformer.resblocks.1.mlp.c_fc",
     "visual.ln_post", "visual.conv1",
 ]  # fmt: skip
 

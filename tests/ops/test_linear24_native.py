@@ -59,8 +59,8 @@ def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, re
     native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, few, address, isa)
     y = torch.full((x.shape[0] + 2, out), float("nan"), dtype=x.dtype)
     native.linear24(
-        x.data_ptr(), x.stride(0), address, few, address_of(bias), address_of(residual), dtype, x.shape[0],
-        out, inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
+        x.data_ptr(), x.stride(0), 0, 0, 0.0, address, few, address_of(bias), address_of(residual), dtype,
+        x.shape[0], out, inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
     )  # fmt: skip
     assert y[0].isnan().all(), "wrote before y"
     assert y[-1].isnan().all(), "wrote after y"

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .attention_core import AttentionCore, Projected, linear_of
+from .attention_core import AttentionCore, Norm, Projected, linear_of
 from .attention_mask import KnownMasks
+from .linear24 import Linear24
 
 __all__ = ["PackedAttention", "SplitAttention", "is_splittable"]
 
@@ -107,16 +108,20 @@ class PackedAttention(AttentionCore):
         attn_mask: Tensor | None,
         padding: Tensor | None,
         is_causal: bool,
+        norm: Norm | None,
     ) -> Tensor:
         """Return what the output projection reads, from the packed projection in one step where it can be."""
         if not (k_x is x and v_x is x and padding is None and self.is_plain()):
-            return super().attend(x, k_x, v_x, attn_mask, padding, is_causal)
+            return super().attend(x, k_x, v_x, attn_mask, padding, is_causal, norm)
         if attn_mask is not None and not is_causal:
             length = x.shape[1 if self.batch_first else 0]
             is_causal = self._masks.is_causal(attn_mask, self.true_blocks, length)
             if not is_causal:
-                return super().attend(x, k_x, v_x, attn_mask, padding, is_causal)
-        return ops.head_attention(self.by_batch(self.qkv(x), -1), self.num_heads, is_causal)
+                return super().attend(x, k_x, v_x, attn_mask, padding, is_causal, norm)
+        if norm is not None and type(self.qkv) is not Linear24:
+            x, norm = F.layer_norm(x, x.shape[-1:], *norm), None
+        qkv = self.qkv(x) if norm is None else self.qkv(x, norm=norm)
+        return ops.head_attention(self.by_batch(qkv, -1), self.num_heads, is_causal)
 
     def project(self, x: Tensor, k_x: Tensor, v_x: Tensor) -> Projected:
         """Multiply once each of the different inputs by the rows of ``qkv`` that are meant for it."""

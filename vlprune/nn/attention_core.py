@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from .attention_mask import additive
 from .linear24 import Linear24
 
-__all__ = ["AttentionCore", "Projected", "linear_of"]
+__all__ = ["AttentionCore", "Norm", "Projected", "linear_of"]
 
 Projected = tuple[Tensor, Tensor, Tensor]
+Norm = tuple[Tensor, Tensor, float]  # weight, bias and epsilon of a layer norm
 
 
 class AttentionCore(nn.Module, ABC):
@@ -110,16 +111,19 @@ class AttentionCore(nn.Module, ABC):
         average_attn_weights: bool = True,
         is_causal: bool = False,
         residual: Tensor | None = None,
+        norm: Norm | None = None,
     ) -> Tensor | tuple[Tensor, None]:
         """Attend from x [batch, tokens, embed_dim] to k_x and v_x, which are x itself when left out.
 
         The layout is [tokens, batch, embed_dim] where `batch_first` is False, and a lone sequence
         [tokens, embed_dim] is accepted. In place of `nn.MultiheadAttention` it returns
         ``(output, None)``, in place of open_clip's `Attention` the output. A `residual` of x's shape is
-        added to the output: by the output projection itself, where that is packed.
+        added to the output: by the output projection itself, where that is packed. If `norm` is given, of
+        self-attention alone, x goes through that layer norm before: in a packed projection, where it can.
 
         Raises:
-            ValueError: attention weights are asked for (or, for the tuple form, not declined).
+            ValueError: attention weights are asked for (or, for the tuple form, not declined), or a norm is
+                given to cross-attention.
 
         """
         if need_weights or (self.returns_tuple and need_weights is None):
@@ -129,6 +133,8 @@ class AttentionCore(nn.Module, ABC):
             )
         k_x = x if k_x is None else k_x
         v_x = x if v_x is None else v_x
+        if norm is not None and not (k_x is x and v_x is x):
+            raise ValueError("norm: expected None where keys or values are not the queries")
         single = x.dim() == 2
         if single:
             same_k, same_v = k_x is x, v_x is x
@@ -141,7 +147,7 @@ class AttentionCore(nn.Module, ABC):
                 raise ValueError("is_causal: with key_padding_mask it needs the causal attn_mask as well")
             is_causal = False
         if self.num_heads:
-            out = self.attend(x, k_x, v_x, attn_mask, key_padding_mask, is_causal)
+            out = self.attend(x, k_x, v_x, attn_mask, key_padding_mask, is_causal, norm)
             out = out if self.batch_first else out.transpose(0, 1)
         else:
             # every head was removed: of the output projection only the bias is left
@@ -159,8 +165,11 @@ class AttentionCore(nn.Module, ABC):
         attn_mask: Tensor | None,
         padding: Tensor | None,
         is_causal: bool,
+        norm: Norm | None,
     ) -> Tensor:
         """Return what the output projection reads, [batch, tokens, heads * head_dim]."""
+        if norm is not None:
+            x = k_x = v_x = F.layer_norm(x, x.shape[-1:], *norm)
         q, k, v = (t.transpose(1, 2) for t in self.project(x, k_x, v_x))
         mask = None if is_causal else self._mask(attn_mask, padding, q)
         return self._core(q, k, v, mask, is_causal).transpose(1, 2).flatten(2)

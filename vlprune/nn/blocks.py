@@ -1,10 +1,11 @@
 """open_clip's blocks and image tower, without the work that no result needs.
 
-A packed layer adds the residual where it writes its result; where the embedding is read from the class token,
-the last block computes queries, output projection and MLP for that token alone; and on a CPU the convolution
-that cuts an image into patches is one product. Modules are given these classes in the place of their own,
-which go by the same names: parameters, children, hooks and what is saved stay as they are. Where anybody
-could tell the difference (hooks, replaced forwards, gradients), everything is computed as before.
+A packed layer adds the residual where it writes its result, and on a CPU in float32 makes the layer norm
+before it where it reads its input; where the embedding is read from the class token, the last block computes
+queries, output projection and MLP for that token alone; and on a CPU the convolution that cuts an image into
+patches is one product. Modules are given these classes in the place of their own, which go by the same names:
+parameters, children, hooks and what is saved stay as they are. Where anybody could tell the difference
+(hooks, replaced forwards, gradients), everything is computed as before.
 
 Imported by functions only, since it imports open_clip.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every
 
 from .attention import PackedAttention
+from .attention_core import Norm
 from .linear24 import Linear24
 
 __all__ = ["Conv2d", "ResidualAttentionBlock", "VisionTransformer", "fuse_", "one_token_layers", "unfuse_"]
@@ -42,21 +44,25 @@ class ResidualAttentionBlock(transformer.ResidualAttentionBlock):  # type: ignor
         """
         if "attention" in vars(self):
             return super().forward(q_x, k_x, v_x, attn_mask)  # type: ignore[no-any-return]
-        h = self.ln_1(q_x)
-        x, q = (q_x, h) if first is None else (q_x[:, :first], h[:, :first])
         mask = None if attn_mask is None else attn_mask.to(q_x.dtype)
         attn: Any = self.attn
-        if type(attn) is PackedAttention and _adds(self.ls_1, attn, attn.out_proj):
-            x = attn(q, h, h, need_weights=False, attn_mask=mask, residual=x)[0]
+        adds = type(attn) is PackedAttention and _adds(self.ls_1, attn, attn.out_proj)
+        norm = _read_by(attn.qkv, self.ln_1, q_x) if adds and first is None else None
+        h = self.ln_1(q_x) if norm is None else q_x
+        x, q = (q_x, h) if first is None else (q_x[:, :first], h[:, :first])
+        if adds:
+            x = attn(q, h, h, need_weights=False, attn_mask=mask, residual=x, norm=norm)[0]
         else:
             x = x + self.ls_1(attn(q, h, h, need_weights=False, attn_mask=mask)[0])
-        h = self.ln_2(x)
         mlp: Any = self.mlp
-        if type(mlp) is nn.Sequential and _adds(self.ls_2, mlp, mlp[-1]):
-            for layer in mlp[:-1]:
-                h = layer(h)
-            return mlp[-1](h, x)  # type: ignore[no-any-return]
-        return x + self.ls_2(mlp(h))  # type: ignore[no-any-return]
+        if type(mlp) is not nn.Sequential or not _adds(self.ls_2, mlp, mlp[-1]):
+            return x + self.ls_2(mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+        *layers, last = mlp
+        norm = _read_by(layers[0], self.ln_2, x) if layers else None
+        h = self.ln_2(x) if norm is None else layers.pop(0)(x, norm=norm)
+        for layer in layers:
+            h = layer(h)
+        return last(h, x)  # type: ignore[no-any-return]
 
 
 class Conv2d(nn.Conv2d):
@@ -186,6 +192,19 @@ def _adds(scale: nn.Module, outer: nn.Module, layer: nn.Module) -> bool:
     if type(layer) is not Linear24 or type(scale) is not nn.Identity:
         return False
     return not (_is_watched(scale) or _is_watched(outer) or _is_watched(layer))
+
+
+def _read_by(layer: nn.Module, norm: Any, x: Tensor) -> Norm | None:
+    """Give what `layer` needs to make the layer norm of x while it reads x, where nobody looks at it."""
+    if type(layer) is not Linear24 or type(norm) not in (nn.LayerNorm, transformer.LayerNorm):
+        return None
+    known = (
+        norm.normalized_shape == (layer.in_features,) and norm.weight is not None and norm.bias is not None
+    )
+    fits = x.device.type == "cpu" and x.dtype == layer.values.dtype == torch.float32
+    if not (known and fits) or _is_watched(norm) or _is_watched(layer):
+        return None
+    return norm.weight, norm.bias, norm.eps
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -136,9 +136,12 @@ class Linear24(nn.Module):
         if self.values.is_cuda and type(self.values) is nn.Parameter and type(self.meta) is Tensor:
             ops.prepare24(self.values, self.meta, self.backend, anew=False)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, norm: tuple[Tensor, Tensor, float] | None = None
+    ) -> Tensor:
         """Map x [..., in_features] to [..., out_features], and add `residual` of that shape, if any.
 
+        If `norm` is given, weight, bias and epsilon of a layer norm, x goes through that before.
         Under autocast the input is taken to the layer's own dtype, in which its weight was prepared;
         without, another dtype is an error as it is for `nn.Linear`.
         """
@@ -148,7 +151,7 @@ class Linear24(nn.Module):
         fits = residual is None or residual.dtype == x.dtype
         y = ops.linear24(
             x, self.values, self.meta, self.bias, self.activation,
-            backend=self.backend, residual=residual if fits else None,
+            backend=self.backend, residual=residual if fits else None, norm=norm,
         )  # fmt: skip
         if fits or residual is None:
             return y

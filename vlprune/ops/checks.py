@@ -15,6 +15,7 @@ __all__ = [
     "check_float",
     "check_groups",
     "check_matrix",
+    "check_norm",
     "check_packed",
     "check_scored",
     "check_selection",
@@ -105,6 +106,16 @@ def check_packed(
         )
     if meta.device != values.device:
         check_device(op, "meta", meta, "values", values)
+
+
+def check_norm(op: str, norm: tuple[Tensor, Tensor, float], x: Tensor) -> None:
+    """Refuse a layer norm's weight and bias that are not of x's inputs."""
+    for name, tensor in zip(("norm's weight", "norm's bias"), norm[:2], strict=True):
+        if tensor.shape != x.shape[-1:] or tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(
+                f"{op}: expected {name} of shape {tuple(x.shape[-1:])}, dtype {name_of(x)} on {x.device}, "
+                f"got {tuple(tensor.shape)}, {name_of(tensor)} on {tensor.device}"
+            )
 
 
 def broadcasts(shape: torch.Size, target: torch.Size) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..patterns import Pattern
 from . import (
     library,  # noqa: F401  (defines torch.ops.vlprune)
+    native,
     reference,
 )
 from .autograd import forward_mode
@@ -21,6 +23,7 @@ from .checks import (
     check_float,
     check_groups,
     check_matrix,
+    check_norm,
     check_packed,
     check_scored,
     check_selection,
@@ -55,6 +58,7 @@ _wanda_pack24_many: Callable[..., tuple[list[Tensor], list[Tensor]]] = (
 _pack24: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vlprune.pack24.default
 _unpack24: Callable[..., Tensor] = torch.ops.vlprune.unpack24.default
 _linear24: Callable[..., Tensor] = torch.ops.vlprune.linear24.default
+_norm_linear24: Callable[..., Tensor] = torch.ops.vlprune._norm_linear24.default
 _head_attention: Callable[..., Tensor] = torch.ops.vlprune.head_attention.default
 _masked_update: Callable[..., Tensor] = torch.ops.vlprune.masked_update.default
 
@@ -247,6 +251,7 @@ def linear24(
     *,
     backend: str = "auto",
     residual: Tensor | None = None,
+    norm: tuple[Tensor, Tensor, float] | None = None,
 ) -> Tensor:
     """``act(x @ W.T + bias) + residual`` with W packed 2:4; differentiable in all but meta.
 
@@ -263,6 +268,9 @@ def linear24(
         activation: None, "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x)).
         backend: "auto", or one of `backends()`.
         residual: [..., out] of x's dtype, added last, or None.
+        norm: weight [in], bias [in] (of x's dtype) and epsilon of a layer norm that x goes through before,
+            or None. The native form for float32 without gradients makes it while it reads x; everywhere
+            else it is PyTorch's own.
 
     Returns:
         [..., out] of x's dtype.
@@ -299,6 +307,11 @@ def linear24(
             f"linear24: expected residual of shape {shape}, dtype {name_of(x)} on {x.device}, "
             f"got {tuple(residual.shape)}, {name_of(residual)} on {residual.device}"
         )
+    if norm is not None:
+        check_norm("linear24", norm, x)
+        if native.normalizes(x, *norm[:2], values, bias, residual) and not forward_mode():
+            return _norm_linear24(x, *norm, values, meta, bias, activation, backend, residual)
+        x = F.layer_norm(x, x.shape[-1:], *norm)
     if forward_mode():
         return reference.linear24(x, values, meta, bias, activation, residual)
     return _linear24(x, values, meta, bias, activation, backend, residual)

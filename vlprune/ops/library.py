@@ -30,6 +30,8 @@ _SCHEMAS = (
     "unpack24(Tensor values, Tensor meta) -> Tensor",
     "linear24(Tensor x, Tensor values, Tensor meta, Tensor? bias=None, "
     'str? activation=None, str backend="auto", Tensor? residual=None) -> Tensor',
+    "_norm_linear24(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor values, Tensor meta, "
+    "Tensor? bias, str? activation, str backend, Tensor? residual) -> Tensor",
     "linear24_scaled(Tensor x, Tensor x_scale, Tensor values, Tensor meta, Tensor weight_scale, "
     "ScalarType out_dtype, Tensor? bias=None, str? activation=None, "
     'str backend="auto", Tensor? residual=None) -> Tensor',
@@ -141,6 +143,21 @@ def _fake_linear24(
     residual: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[0])
+
+
+def _fake_norm_linear24(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    backend: str,
+    residual: Tensor | None,
+) -> Tensor:
+    return _fake_linear24(x, values, meta)
 
 
 def _fake_linear24_scaled(
@@ -255,5 +272,8 @@ for _op, _form, _fake in (
     LIBRARY.impl(_op, _form, "CUDA")
     torch.library.register_fake(f"vlprune::{_op}", _fake, lib=LIBRARY)
 LIBRARY.impl("_head_attention", native.head_attention_forward, "CPU")
+# Called only where `native.normalizes`.
+LIBRARY.impl("_norm_linear24", native.norm_linear24, "CPU")
+torch.library.register_fake("vlprune::_norm_linear24", _fake_norm_linear24, lib=LIBRARY)
 
 autograd.register(LIBRARY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.packed import empty_packed
@@ -25,6 +26,8 @@ __all__ = [
     "linear24",
     "masked_update",
     "masked_update_backward",
+    "norm_linear24",
+    "normalizes",
     "pack24",
     "unpack24",
     "wanda_mask",
@@ -131,15 +134,61 @@ def linear24(
     """See `reference.linear24`."""
     if not runs_natively("linear24", x.dtype, backend) or x.numel() == 0:
         return reference.linear24(x, values, meta, bias, activation, residual)
+    return _linear24(x, None, values, meta, bias, activation, residual)
+
+
+def normalizes(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether `norm_linear24` is for these: float32, no gradient, and nothing that watches the operators.
+
+    Which are compilers, that fuse the norm into what is before it, and modes that count or trace.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others))
+    return not training and torch._C._len_torch_dispatch_stack() == 0
+
+
+def norm_linear24(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    backend: str,
+    residual: Tensor | None,
+) -> Tensor:
+    """`linear24` of the layer norm of x, which is made while x is read, and for few tokens before."""
+    tokens = x.numel() // x.shape[-1]
+    if runs_natively("linear24", x.dtype, backend) and tokens >= few_below(x.dtype):
+        norm = (norm_weight.contiguous(), norm_bias.contiguous(), eps)
+        return _linear24(x, norm, values, meta, bias, activation, residual)
+    normalized = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    return linear24(normalized, values, meta, bias, activation, backend, residual)
+
+
+def _linear24(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
     out, inputs = values.shape[0], x.shape[-1]
     tokens = x.numel() // inputs
     few = tokens < few_below(x.dtype)
     weight = prepared24(values, meta)  # to stay while it is read
     bias, residual = (None if given is None else given.contiguous() for given in (bias, residual))
+    scale, shift, eps = (None, None, 0.0) if norm is None else norm
     y = x.new_empty(*x.shape[:-1], out)
     rows, pitch = (x, inputs) if x.is_contiguous() else _rows(x)
     extension().linear24(
-        rows.data_ptr(), pitch, weight.pointer(values, meta, few), few, _pointer(bias), _pointer(residual),
+        rows.data_ptr(), pitch, _pointer(scale), _pointer(shift), eps,
+        weight.pointer(values, meta, few), few, _pointer(bias), _pointer(residual),
         DTYPE_CODE[x.dtype], tokens, out, inputs, ACTIVATION_CODE[activation], y.data_ptr(),
         thread_count(), best_isa(),
     )  # fmt: skip
