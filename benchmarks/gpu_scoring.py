@@ -92,11 +92,15 @@ def check(device: str, shapes: tuple[tuple[int, int], ...] = SHAPES) -> int:
         for actual in (ops.wanda_pack24(weight, norm), packed[place]):
             for one, other in zip(actual, expected, strict=True):
                 same(f"wanda_pack24 of matrix {place}, {tuple(weight.shape)} {weight.dtype}", one, other)
+        dense = ops.unpack24(*packed[place])
+        same(f"unpack24 of matrix {place}", dense, reference.unpack24(*expected))
+        for one, other in zip(ops.pack24(dense), expected, strict=True):
+            same(f"pack24 of matrix {place}", one, other)
     x, _ = matrix((3000, 1024), torch.bfloat16, device)
     sums = ops.column_sumsq(x)
     measure.check_close("column_sumsq", sums, x.double().square().sum(0).float())
     same("column_sumsq, twice", sums, ops.column_sumsq(x).cpu())
-    return len(matrices) * (len(SELECTIONS) + 2) + 2
+    return len(matrices) * (len(SELECTIONS) + 4) + 2
 
 
 def on_cpu(op: str, weight: Tensor, norm: Tensor, *how: object) -> Any:
@@ -132,6 +136,7 @@ def measured(report: Report) -> None:
     selections = (("2:4", None), ("4:8", None), ("unstructured", 0.5))
     for shape in LARGE:
         report.attempt(f"wanda_pack24 {shape}", lambda shape=shape: packed(shape))
+        report.attempt(f"unpack24 {shape}", lambda shape=shape: unpacked(shape))
         for pattern, sparsity in selections:
             how = (pattern, sparsity, "row")
             report.attempt(f"wanda_mask {pattern} {shape}", lambda shape=shape, how=how: masked(shape, how))
@@ -144,6 +149,17 @@ def packed(shape: tuple[int, int]) -> dict[str, Any]:
     weight, norm = matrix(shape, torch.bfloat16)
     written = sum(t.nbytes for t in ops.wanda_pack24(weight, norm))
     return compared(weight.nbytes + written, weight, {"kernel": lambda: ops.wanda_pack24(weight, norm)})
+
+
+def unpacked(shape: tuple[int, int]) -> dict[str, Any]:
+    """Write one packed matrix out as dense, beside the definition, which scatters."""
+    weight, norm = matrix(shape, torch.bfloat16)
+    values, meta = ops.wanda_pack24(weight, norm)
+    calls = {
+        "kernel": lambda: ops.unpack24(values, meta),
+        "scatter": lambda: reference.unpack24(values, meta),
+    }
+    return compared(values.nbytes + meta.nbytes + weight.nbytes, weight, calls)
 
 
 def masked(shape: tuple[int, int], how: tuple[Any, ...]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from ops.kernel_cases import CASES, DTYPES, empty, guards_stand, new_empty, run
+from ops.kernel_cases import CASES, DTYPES, run
+from ops.kernel_watch import empty, guards_stand, new_empty
 
 from vlprune.ops import backend
 

@@ -22,6 +22,7 @@ from vlprune.kernels import (  # noqa: E402
     groups4,
     masked_update,
     quantize_rows,
+    unpack24,
     wanda_layer,
     wanda_mask,
     wanda_pack24,
@@ -43,6 +44,7 @@ UPDATE_TYPES = {"out": "W", "a": "*fp32", "b": "*fp32", "scale": "fp32"}
 QUANTIZE_TYPES = {"q": "*i8", "scales": "*fp32"}
 FACTORS_AS_WEIGHT = {"a": "W", "b": "W"}
 TILE = {"ROWS": groups4.ROWS, "UNITS": groups4.UNITS}
+UNPACK = {"ROWS": unpack24.ROWS, "UNITS": unpack24.UNITS}
 SUMS = {"TOKENS": column_sumsq.TOKENS, "COLUMNS": column_sumsq.COLUMNS}
 UPDATE = {"ROWS": masked_update.ROWS, "COLUMNS": masked_update.COLUMNS}
 QUANTIZE = {"LARGEST": 127.0, "INTEGER": True}
@@ -61,6 +63,8 @@ KERNELS = {
     "pack24-uneven": (wanda_pack24._pack_one, 4, {**TILE, "EVEN": False}, (), True),
     "pack24-one-row": (wanda_pack24._pack_one, 4, {**TILE, "EVEN": False, "rows": 1, "groups": 1}, (), True),
     "pack24-many": (wanda_pack24._pack_many, 4, {**TILE, "EVEN": True, "MATRICES": 256}, (), True),
+    "unpack24": (unpack24._unpack, 4, {**UNPACK, "EVEN": True}, (), True),
+    "unpack24-uneven": (unpack24._unpack, 4, {**UNPACK, "EVEN": False}, (), True),
     "mask-1:4": (wanda_mask._mask4, 4, {**TILE, "EVEN": True, "PRUNE": 3}, (), True),
     "mask-2:4": (wanda_mask._mask4, 4, {**TILE, "EVEN": True, "PRUNE": 2}, (), True),
     "mask-2:4-uneven": (wanda_mask._mask4, 4, {**TILE, "EVEN": False, "PRUNE": 2}, (), True),
@@ -204,7 +208,17 @@ def test_neighbouring_threads_read_neighbouring_units(dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["pack24", "unpack24"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_exchanges_nothing_between_threads(folder, dtype):
-    sass = dump("pack24", dtype, 90, "--dump-sass", folder)
+def test_packing_exchanges_nothing_between_threads(folder, dtype, name):
+    sass = dump(name, dtype, 90, "--dump-sass", folder)
     assert not re.findall(r"\b(?:SHFL|LDS|STS|BAR)\b", sass)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unpacking_stores_16_bytes_at_once(folder, dtype):
+    # Of each of eight units a thread reads 8 bytes of values and one of meta, and writes 16.
+    sass = dump("unpack24", dtype, 90, "--dump-sass", folder)
+    reads, writes = re.findall(r"LDG\.E\.(\w+)", sass), re.findall(r"STG\.E\.(\w+)", sass)
+    assert (reads.count("64"), len(reads), writes) == (8, 16, ["128"] * 8)

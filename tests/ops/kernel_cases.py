@@ -4,78 +4,16 @@ Every output is made full of 0xFF and is followed by a guard, so that an entry t
 that is written too many are seen; and which kernels were launched is compared with what the case is to try.
 """
 
-import contextlib
-import importlib
 from unittest import mock
 
+import pytest
 import torch
 
 from vlprune.ops import reference, triton_ops
 
+from .kernel_watch import guards_stand, on_cpu, same, watched
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODULES = ("column_sumsq", "masked_update", "quantize_rows")
-MODULES += ("wanda_layer", "wanda_mask", "wanda_pack24", "wanda_rows")
-GUARD = 64
-_made = []
-_new_empty = torch.Tensor.new_empty
-
-
-def empty(*shape, dtype=torch.float32, device="cpu"):
-    """What `torch.empty` gives, poisoned and guarded."""
-    shape = torch.Size(shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape)
-    size = shape.numel() * dtype.itemsize
-    memory = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8, device=device)
-    _made.append(memory)
-    return memory[:size].view(dtype).view(shape)
-
-
-def new_empty(self, *shape, dtype=None, device=None):
-    """What `torch.Tensor.new_empty` gives, likewise."""
-    # The interpreter's own ones name a device.
-    if device is not None:
-        return _new_empty(self, *shape, dtype=dtype, device=device)
-    return empty(*shape, dtype=dtype or self.dtype, device=self.device)
-
-
-def guards_stand():
-    """Whether nothing was written past the end of what was made since the last time."""
-    whole = all(bool((memory[-GUARD:] == 0xFF).all()) for memory in _made)
-    _made.clear()
-    return whole
-
-
-@contextlib.contextmanager
-def watched():
-    """Poison what the launchers allocate, and give the set that the names of launched kernels come into."""
-    from vlprune.kernels.launch import launch
-
-    launched = set()
-
-    def noted(kernel, *arguments, **constants):
-        launched.add(kernel.fn.__name__)
-        launch(kernel, *arguments, **constants)
-
-    with contextlib.ExitStack() as stack:
-        for name in MODULES:
-            module = importlib.import_module(f"vlprune.kernels.{name}")
-            stack.enter_context(mock.patch.object(module, "launch", noted))
-        stack.enter_context(mock.patch.object(torch, "empty", empty))
-        stack.enter_context(mock.patch.object(torch.Tensor, "new_empty", new_empty))
-        yield launched
-
-
-def same(actual, expected):
-    """Bit for bit."""
-    assert actual.dtype is expected.dtype
-    assert actual.shape == expected.shape
-    one, other = (tensor.cpu().contiguous().view(torch.uint8) for tensor in (actual, expected))
-    assert torch.equal(one, other)
-
-
-def on_cpu(op, *arguments):
-    """Call the definition, which refuses scores that are not finite there."""
-    here = (each.cpu() if isinstance(each, torch.Tensor) else each for each in arguments)
-    return getattr(reference, op)(*here)
 
 
 def packs(weight, norm):
@@ -337,6 +275,29 @@ def _quantized(dtype, kind, device):
             same(q[finite.to(device)], right_q[finite])
 
 
+def _unpacked(dtype, kind, device):
+    for rows, cols in (*PACKED, (17, 4), (35, 512), (2, 1032)):
+        weight, norm = (each.cpu() for each in matrix(kind, rows, cols, dtype))
+        dense = reference.unpack24(*reference.wanda_pack24(weight, norm))
+        dense[dense == 0], dense[0, 0] = -0.0, -torch.inf
+        dense[0, 1:4], dense[-1, -4:-2] = 0, torch.inf
+        dense[-1, -2:] = 0
+        right = reference.pack24(dense)
+        for seen in (dense.to(device), dense.to(device).t().contiguous().t()):
+            for pair in zip(triton_ops.pack24(seen), right, strict=True):
+                same(*pair)
+        values, meta = (each.to(device) for each in right)
+        for v, m in ((values, meta), (values.t().contiguous().t(), meta.t().contiguous().t())):
+            same(triton_ops.unpack24(v, m), reference.unpack24(*right))
+    same(triton_ops.unpack24(values[:0], meta[:0]), dense[:0])
+    dense[0, 0] = torch.nan
+    assert triton_ops.pack24(dense.to(device))[0][0, 0].isnan()
+    crowded = dense.clone()
+    crowded[1, 4:7] = 1
+    with pytest.raises(ValueError, match="in row 1, group 1 "):
+        triton_ops.pack24(crowded.to(device))
+
+
 def _elsewhere(dtype, kind, device):
     """What no kernel takes goes to the definition."""
     for width in (8193, 16400):
@@ -344,6 +305,9 @@ def _elsewhere(dtype, kind, device):
     double, norm = matrix(kind, 3, 8, torch.float64, device)
     masks(double, norm)
     packs(double, norm)
+    values, meta = reference.wanda_pack24(double, norm)
+    same(triton_ops.unpack24(values, meta), on_cpu("unpack24", values, meta))
+    same(triton_ops.pack24(triton_ops.unpack24(values, meta))[0], values)
     same(triton_ops.column_sumsq(double), on_cpu("column_sumsq", double))
     for large in (double, torch.ones(1, 16400, dtype=dtype, device=device)):
         for got, right in zip(
@@ -371,6 +335,7 @@ CHECKS = {
     "column_sumsq": (_sumsq, ("normal",), {"_partial", "_total"}),
     "masked_update": (_update, ("normal",), {"_update"}),
     "quantize_rows": (_quantized, ("normal",), {"_quantize"}),
+    "pack24 and unpack24": (_unpacked, ("normal", "ties"), {"_pack_one", "_unpack"}),
     "elsewhere": (_elsewhere, ("normal",), set()),
 }
 # What does not depend on the dtype but for a conversion is tried with two of them.
@@ -381,7 +346,7 @@ CASES = {
     for name, dtype in DTYPES.items()
     if name != "float16"
     or (
-        check in ("pack", "groups of 4", "many", "masked_update", "quantize_rows")
+        check in ("pack", "groups of 4", "many", "masked_update", "quantize_rows", "pack24 and unpack24")
         and kind in ("normal", "ties")
     )
 }

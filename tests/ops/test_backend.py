@@ -13,8 +13,9 @@ from vlprune.ops.gpu import capability
 
 from .cases import native, needs_native
 
-TRITON = ("column_sumsq", "masked_update", "wanda_mask", "wanda_pack24", "wanda_pack24_many")
-NATIVE = (*TRITON, "pack24", "unpack24", "linear24")
+TRITON = ("column_sumsq", "masked_update", "pack24", "unpack24")
+TRITON += ("wanda_mask", "wanda_pack24", "wanda_pack24_many")
+NATIVE = (*TRITON, "linear24")
 ON_CUDA = ("sm90", "sm80", "cusparselt")
 KNOWN = "torch, cpu, triton, sm90, sm80, cusparselt"
 COMPOSED = ("wanda_scores", "select")
@@ -135,7 +136,7 @@ REFUSED = {
         {"dtype": torch.float64},
         "head_attention on the triton backend takes bfloat16 or float16 or float32, not float64",
     ),
-    "no form": ("pack24", {}, "pack24 has no form on the triton backend"),
+    "no form": ("linear24_scaled", {}, "linear24_scaled has no form on the triton backend"),
     "composed": ("select", {}, "select is composed of PyTorch operators only"),
 }
 

@@ -6,7 +6,8 @@ import torch
 from vlprune import ops
 from vlprune.ops import backend
 
-from .kernel_cases import CASES, matrix, on_cpu, run, same
+from .kernel_cases import CASES, matrix, run
+from .kernel_watch import on_cpu, same
 
 _reason = None if torch.cuda.is_available() else "there is no CUDA device"
 _reason = _reason or backend.why_not("triton", "wanda_pack24")

@@ -63,6 +63,8 @@ _TRITON_DTYPES = {
             "wanda_mask",
             "wanda_pack24",
             "wanda_pack24_many",
+            "pack24",
+            "unpack24",
             "head_attention",
             "masked_update",
             "quantize_rows",

@@ -244,8 +244,8 @@ _register(
     triton_ops.wanda_pack24,
 )
 _register("wanda_pack24_many", _wanda_pack24_many, _fake_wanda_pack24_many, cuda=triton_ops.wanda_pack24_many)
-_register("pack24", reference.pack24, empty_packed, native.pack24)
-_register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24)
+_register("pack24", reference.pack24, empty_packed, native.pack24, triton_ops.pack24)
+_register("unpack24", reference.unpack24, _fake_unpack24, native.unpack24, triton_ops.unpack24)
 _register("linear24", _linear24_anywhere, _fake_linear24, native.linear24, entry.linear24)
 _register("linear24_scaled", _linear24_scaled_anywhere, _fake_linear24_scaled, cuda=entry.linear24_scaled)
 _register("quantize_rows", reference.quantize_rows, _fake_quantize_rows, cuda=triton_ops.quantize_rows)

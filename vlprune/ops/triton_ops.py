@@ -25,7 +25,9 @@ __all__ = [
     "head_attention_backward",
     "head_attention_forward",
     "masked_update",
+    "pack24",
     "quantize_rows",
+    "unpack24",
     "wanda_mask",
     "wanda_pack24",
     "wanda_pack24_many",
@@ -95,6 +97,25 @@ def wanda_pack24_many(weights: list[Tensor], column_norms: list[Tensor]) -> tupl
         if place not in packed:
             packed[place] = torch.ops.vlprune.wanda_pack24.default(weight, column_norms[place])
     return [packed[i][0] for i in range(len(weights))], [packed[i][1] for i in range(len(weights))]
+
+
+def pack24(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.pack24`. Waits for the device once, to learn whether the weight is 2:4."""
+    if not runs_on_triton("pack24", weight.dtype, device=weight.device):
+        return reference.pack24(weight)
+    equal = torch.ones(weight.shape[1], device=weight.device)
+    packed: tuple[Tensor, Tensor] = _kernels("wanda_pack24").wanda_pack24(weight, equal)
+    # Of four the two largest stay, so that some non-zeros are missing where a group has more: it says where.
+    lost = packed[0].count_nonzero() != weight.count_nonzero()
+    return reference.pack24(weight) if bool(lost) else packed
+
+
+def unpack24(values: Tensor, meta: Tensor) -> Tensor:
+    """See `reference.unpack24`."""
+    if not runs_on_triton("unpack24", values.dtype, device=values.device):
+        return reference.unpack24(values, meta)
+    weight: Tensor = _kernels("unpack24").unpack24(values, meta)
+    return weight
 
 
 def masked_update(
