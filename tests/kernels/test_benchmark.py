@@ -20,7 +20,7 @@ def benchmark_script():
 
 def test_operators_have_the_bits_of_the_definition(benchmark_script):
     shapes = benchmark_script.SHAPES[:3]
-    # Of each of 3 shapes, 3 dtypes, with and without ties: 9 masks, 2 packings, unpacked and packed again; and two sums.
+    # Of each of 3 shapes, 3 dtypes, with and without ties: 9 masks, 2 packings, both ways again; 2 sums.
     assert benchmark_script.check("cpu", shapes) == 3 * 3 * 2 * (9 + 4) + 2
 
 
