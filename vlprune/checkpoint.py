@@ -209,7 +209,7 @@ def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
             continue
         first[id(tensor)] = name
         held = tensor.detach().cpu()
-        if held.is_floating_point() and held.numel() and _PATTERN.holds(held):
+        if held.dtype in ops.FLOAT_DTYPES and held.numel() and _PATTERN.holds(held):
             packed.append(name)
             stored[f"{name}.values"], stored[f"{name}.meta"] = ops.pack24(held.contiguous())
         else:

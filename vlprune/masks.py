@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import models
-from .nn import Linear24
+from .nn import Linear24, QuantizedLinear24
 
 __all__ = ["apply_masks_", "masks"]
 
@@ -20,7 +20,7 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     """Keep masks (bool, True = non-zero) of every block weight that has zeros, by parameter name.
 
     Works on dense models with zeros and on packed layers, whose mask goes by the name "....weight" of the
-    dense weight that they replaced.
+    dense weight that they replaced; of one in 8 bits, what was rounded to zero counts as zero.
     """
     found = ((name, weight != 0) for name, weight in _block_weights(model))
     return {name: keep for name, keep in found if not bool(keep.all())}
@@ -65,7 +65,7 @@ def _block_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for tower in models.view(model).towers.values():
         for block in tower.blocks:
             for name, module in block.module.named_modules(prefix=block.name):
-                if isinstance(module, nn.Linear | Linear24):
+                if isinstance(module, nn.Linear | Linear24 | QuantizedLinear24):
                     yield f"{name}.weight", module.weight
                 for attribute in _PACKED_PROJECTIONS:
                     if isinstance(weight := getattr(module, attribute, None), nn.Parameter):

@@ -27,6 +27,8 @@ def model_card(described: dict[str, Any], model: nn.Module, recipe: Recipe) -> s
         facts.append(f"{count} weights are 2:4 sparse and stored packed")
     if count := len(layers.get("linear24", {})):
         facts.append(f"{count} layers run as packed `Linear24`")
+    if count := len(layers.get("quantized24", {})):
+        facts.append(f"{count} layers run as packed `QuantizedLinear24`, in 8 bits")
     if count := len(layers.get("shapes", {})):
         facts.append(f"{count} tensors are smaller than in the original (removed heads or neurons)")
     if stacks := layers.get("depth"):

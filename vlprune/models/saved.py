@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..files import read_json
 from ..nn.linear24 import Linear24
+from ..nn.quantized24 import QuantizedLinear24
 from .build import build_model
 from .checks import contents_of, expect, first_line
 from .tree import Changes, apply_changes, tensors
@@ -186,7 +187,7 @@ def _fill(
         held = module._parameters if leaf in module._parameters else module._buffers
         held[leaf] = given[tied.get(name, name)]  # type: ignore[assignment]
     for module in model.modules():
-        if isinstance(module, Linear24):
+        if isinstance(module, Linear24 | QuantizedLinear24):
             ops.prepare24(module.values, module.meta)
     fuse_(model)
 
@@ -203,7 +204,9 @@ def _checked(file: Path, name: str, parts: list[Tensor], expected: Tensor, shape
     wanted = list(expected.shape) if shape is None else list(shape)
     if list(tensor.shape) != wanted:
         raise ValueError(f"{file}: {name}: expected shape {wanted}, got {list(tensor.shape)}")
-    if tensor.is_floating_point() != expected.is_floating_point():
+    # Others may be stored in another precision than they are built in; these two mean different numbers.
+    scaled = expected.dtype in ops.SCALED_DTYPES and tensor.dtype != expected.dtype
+    if scaled or tensor.is_floating_point() != expected.is_floating_point():
         raise ValueError(f"{file}: {name}: expected a dtype like {expected.dtype}, got {tensor.dtype}")
     return tensor
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import ops
 from ..nn.attention import PackedAttention, SplitAttention, is_splittable
 from ..nn.linear24 import Linear24
+from ..nn.quantized24 import QuantizedLinear24
 from .checks import expect
 from .split import replace, split_one
 from .view import view
@@ -30,14 +32,15 @@ class Changes:
     """Differences of a model from the one its config builds, by qualified name.
 
     depth: stacks of blocks that are shorter -> their length. packed_attention, split_attention: attention
-    made of linear layers. linear24: packed layers -> their arguments. identity: modules that do nothing
-    any more. attributes: module -> plain attributes. shapes: tensor -> its shape.
+    made of linear layers. linear24, quantized24: packed layers -> their arguments. identity: modules that
+    do nothing any more. attributes: module -> plain attributes. shapes: tensor -> its shape.
     """
 
     depth: dict[str, int] = field(default_factory=dict)
     packed_attention: list[str] = field(default_factory=list)
     split_attention: list[str] = field(default_factory=list)
     linear24: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quantized24: dict[str, dict[str, Any]] = field(default_factory=dict)
     identity: list[str] = field(default_factory=list)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
@@ -74,9 +77,11 @@ def find_changes(fresh: nn.Module, model: nn.Module) -> tuple[Changes, list[str]
         elif isinstance(module, SplitAttention):
             changes.split_attention.append(name)
         elif isinstance(module, Linear24):
-            arguments = ("in_features", "out_features", "activation", "backend")
-            changes.linear24[name] = {key: getattr(module, key) for key in arguments}
-            changes.linear24[name]["bias"] = module.bias is not None
+            changes.linear24[name] = _arguments(module)
+        elif isinstance(module, QuantizedLinear24):
+            dtypes = {"dtype": module.values.dtype, "original_dtype": module.original_dtype}
+            named = {key: str(dtype).removeprefix("torch.") for key, dtype in dtypes.items()}
+            changes.quantized24[name] = _arguments(module) | named
         elif isinstance(module, nn.ModuleList | nn.Sequential):
             whole = _get(fresh, name)
             if type(whole) is type(module) and len(module) < len(whole):
@@ -113,6 +118,10 @@ def apply_changes(fresh: nn.Module, changes: Changes) -> None:
     for name, arguments in changes.linear24.items():
         _expect(fresh, name, "a linear layer", nn.Linear)
         replace(fresh, name, Linear24(**arguments, device="meta"))
+    for name, arguments in changes.quantized24.items():
+        _expect(fresh, name, "a linear layer", nn.Linear)
+        dtypes = {key: _dtype(f"{name}.{key}", arguments.get(key)) for key in ("dtype", "original_dtype")}
+        replace(fresh, name, QuantizedLinear24(**{**arguments, **dtypes}, device="meta"))
     for name in changes.identity:
         replace(fresh, name, nn.Identity().train(_expect(fresh, name, "a module", nn.Module).training))
     for name, attributes in changes.attributes.items():
@@ -121,6 +130,18 @@ def apply_changes(fresh: nn.Module, changes: Changes) -> None:
             if key.startswith("_") or key in module._modules or not _is_plain(getattr(module, key, None)):
                 raise ValueError(f"{name}.{key}: no plain attribute of {type(module).__name__}")
             setattr(module, key, _decode(value))
+
+
+def _arguments(module: Linear24 | QuantizedLinear24) -> dict[str, Any]:
+    arguments = ("in_features", "out_features", "activation", "backend")
+    return {key: getattr(module, key) for key in arguments} | {"bias": module.bias is not None}
+
+
+def _dtype(name: str, value: Any) -> torch.dtype:
+    allowed = {str(dtype).removeprefix("torch."): dtype for dtype in (*ops.SCALED_DTYPES, *ops.FLOAT_DTYPES)}
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return allowed[value]
 
 
 def _get(model: nn.Module, name: str) -> nn.Module | None:

@@ -36,9 +36,6 @@ class QuantizedLinear24(nn.Module):
     State: ``values`` [out, in/2] of `dtype`, ``meta`` uint8 [out, ceil(in/8)], ``weight_scale`` and ``bias``
     float32 [out]. Their dtypes stay whatever the model is converted to; `original_dtype` follows it.
 
-    `vlprune.masks` does not know it, and `save_pretrained` refuses a model that has one: pack and save the
-    model first, and quantise what is loaded.
-
     """
 
     values: Tensor
