@@ -110,6 +110,7 @@ def test_token_weight_is_not_written():
         (SparseGPTConfig, {"damping": 0}, "damping: expected a number above 0, got 0"),
         (SparseGPTConfig, {"damping": float("nan")}, "damping: expected a number above 0, got nan"),
         (SparseGPTConfig, {"damping": "0.1"}, "damping: expected a number above 0, got '0.1'"),
+        (WandaConfig, {"scope": "layer"}, 'scope: pattern "2:4" compares .* of a group, .* got "layer"'),
         (SparseGPTConfig, {"scope": "layer"}, "scope: sparsegpt compares .* leave it out; got 'layer'"),
         (RIAConfig, {"a": -1}, "a: expected a number of at least 0, got -1"),
         (RIAConfig, {"a": True}, "a: expected a number of at least 0, got True"),

@@ -77,6 +77,10 @@ class PruneConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        if self.scope == "layer" and pattern.m is not None:
+            raise ValueError(
+                f'scope: pattern "{pattern.name}" compares the weights of a group, leave it out; got "layer"'
+            )
         for name in ("targets", "ignore"):
             value = getattr(self, name)
             entries = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
@@ -152,11 +156,11 @@ class SparseGPTConfig(PruneConfig):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        super().__post_init__()
         if self.scope != "row":
             raise ValueError(
                 f"scope: sparsegpt compares what is in a block of columns, leave it out; got {self.scope!r}"
             )
+        super().__post_init__()
         if not is_whole(self.blocksize) or self.blocksize < 1:
             raise ValueError(f"blocksize: expected a whole number of at least 1, got {self.blocksize!r}")
         if self.blocksize % (Pattern.parse(self.pattern).m or 1):

@@ -60,7 +60,8 @@ def _point(row: Mapping[str, Any], name: str) -> tuple[float, float]:
 
 def _ceilings(axes: Any, found: Mapping[str, Any], dtype: str, across: list[float]) -> None:
     rate, bandwidth = found["rate"][dtype], found["bandwidth"]
-    low, high = min(across) / 3, max(across) * 3
+    # to the right of all points there is room for the names of the lines above them
+    low, high = min(across) / 3, max(across) * 20
     slopes = [(bandwidth["memory"], "-", "memory")]
     if bandwidth["cache"] > 1.2 * bandwidth["memory"]:
         slopes.append((bandwidth["cache"], ":", "caches"))
