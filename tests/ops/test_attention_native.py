@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from vlprune import ops
+
 from .cases import built_variant, built_variants, normal
 from .test_head_attention import formula
 
@@ -84,3 +86,13 @@ def test_strides_of_sequences_and_tokens(variant):
     qkv = wide[:, :, 3:75].transpose(0, 1)
     got = attention(variant, qkv, 3).double()
     torch.testing.assert_close(got, formula(qkv, 3, False, None), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_gradients_through_vmap():
+    """A batched tensor does not say that the one inside it needs a gradient."""
+    qkv = normal(3, 2, 9, 36)
+    leaves = [qkv.clone().requires_grad_() for _ in range(2)]
+    torch.vmap(lambda one: ops.head_attention(one, 3))(leaves[0]).square().sum().backward()
+    torch.stack([ops.head_attention(one, 3) for one in leaves[1]]).square().sum().backward()
+    assert leaves[0].grad.any()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)

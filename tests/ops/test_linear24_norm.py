@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlprune import ops
+from vlprune.nn import Linear24
 
 from .cases import built_variant, built_variants, needs_native, normal, packed
 from .test_linear24_native import address_of, aligned, random_weight
@@ -77,6 +79,16 @@ def test_rows_apart_and_any_number_of_threads(variant):
     x, norm = normal(120, 80)[:, :64], some_norm(64)
     one = of_norm(variant, x, (values, meta), norm, threads=1)
     assert torch.equal(one, of_norm(variant, x.contiguous(), (values, meta), norm, threads=5))
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38], ids=["squares", "sums"])
+def test_what_is_too_large_is_nan(variant, size):
+    values, meta, _ = random_weight(24, 36, torch.float32)
+    x = normal(16, 36)
+    x[3] *= size
+    y = of_norm(variant, x, (values, meta), some_norm(36))
+    assert y[3].isnan().all()
+    assert y[:3].isfinite().all()
 
 
 def test_equal_inputs_are_saved_by_epsilon(variant):
@@ -163,23 +175,107 @@ def test_gradients_are_those_of_two_operators(leaf):
     torch.testing.assert_close(got, torch.autograd.grad(y.square().sum(), leaves))
 
 
-def test_transforms():
+def layer_of():
+    """Give the product as a function of x, values and the norm's weight, by one operator and by two."""
     values, meta = packed(12, 24)
-    x, norm = normal(3, 20, 24), some_norm(24)
+    weight, shift, eps = some_norm(24)
 
-    def product(x):
-        return ops.linear24(x, values, meta, norm=norm)
+    def in_one(x, values, weight):
+        return ops.linear24(x, values, meta, norm=(weight, shift, eps))
 
-    def in_two(x):
-        return ops.linear24(F.layer_norm(x, (24,), *norm), values, meta)
+    def in_two(x, values, weight):
+        return ops.linear24(F.layer_norm(x, (24,), weight, shift, eps), values, meta)
 
+    return in_one, in_two, (values, weight)
+
+
+@pytest.mark.parametrize("batched", ["x", "values"])
+def test_gradients_through_vmap(batched):
+    def gradients(function, rest):
+        leaves = [t.clone().requires_grad_() for t in (normal(3, 20, 24), *rest)]
+        if batched == "x":
+            y = torch.vmap(lambda x: function(x, *leaves[1:]))(leaves[0])
+        else:
+            y = torch.vmap(lambda factor: function(leaves[0][0], leaves[1] * factor, leaves[2]))(
+                torch.ones(2)
+            )
+        return torch.autograd.grad(y.square().sum(), leaves)
+
+    in_one, in_two, rest = layer_of()
+    got = gradients(in_one, rest)
+    assert all(bool(gradient.any()) for gradient in got)
+    torch.testing.assert_close(got, gradients(in_two, rest))
+
+
+def test_what_is_traced_is_two_operators():
+    in_one, in_two, rest = layer_of()
+    x = normal(3, 20, 24)
     with torch.no_grad():
-        torch.testing.assert_close(torch.func.vmap(product)(x), in_two(x))
-    tangents = (
-        torch.func.jvp(product, (x,), (torch.ones_like(x),)),
-        torch.func.jvp(in_two, (x,), (torch.ones_like(x),)),
+        traced = torch.jit.trace(lambda x: in_one(x, *rest), x)
+        graph = make_fx(lambda x: in_one(x, *rest), pre_dispatch=True)(x).graph
+    assert "_norm_linear24" not in str(traced.graph)
+    assert "_norm_linear24" not in str(graph)
+    assert "layer_norm" in str(graph)
+    x.requires_grad_()
+    got, expected = (torch.autograd.grad(f.square().sum(), x) for f in (traced(x), in_two(x, *rest)))
+    torch.testing.assert_close(got, expected)
+
+
+class Noting(torch.Tensor):
+    """A subclass, which PyTorch asks about its functions."""
+
+
+def test_subclasses_and_function_modes_see_two_functions(monkeypatch):
+    ran, norm = [], F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", lambda *args, **how: (ran.append(args), norm(*args, **how))[1])
+    in_one, _, rest = layer_of()
+    with torch.no_grad():
+        in_one(normal(3, 20, 24).as_subclass(Noting), *rest)
+        assert ran
+        ran.clear()
+        with torch.overrides.BaseTorchFunctionMode():
+            in_one(normal(3, 20, 24), *rest)
+    assert ran
+
+
+def test_autocast_widens_nothing(monkeypatch):
+    # What CUDA's autocast does to a layer norm; without such a GPU it cannot be switched on.
+    norm = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", lambda x, *args: norm(x.float(), args[0]))
+    x, (values, meta) = normal(4, 24, dtype=torch.bfloat16), packed(12, 24, torch.bfloat16)
+    weight, shift, eps = some_norm(24)
+    y = ops.linear24(x, values, meta, norm=(weight.bfloat16(), shift.bfloat16(), eps))
+    assert y.dtype == torch.bfloat16
+
+
+def test_a_layer_under_autocast_normalizes_first():
+    layer = Linear24(24, 12, dtype=torch.bfloat16)
+    x, norm = 3.0 * normal(2, 20, 24), some_norm(24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x, norm=norm), layer(F.layer_norm(x, (24,), *norm)))
+
+
+def test_no_inputs_at_all():
+    x, nothing = torch.zeros(3, 0), torch.zeros(0)
+    y = ops.linear24(
+        x,
+        torch.zeros(5, 0),
+        torch.zeros(5, 0, dtype=torch.uint8),
+        torch.ones(5),
+        norm=(nothing, nothing, 1e-5),
     )
-    torch.testing.assert_close(*tangents)
+    assert torch.equal(y, torch.ones(3, 5))
+
+
+def test_transforms():
+    in_one, in_two, rest = layer_of()
+    x = normal(3, 20, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(lambda x: in_one(x, *rest))(x), in_two(x, *rest))
+    ours, theirs = (
+        torch.func.jvp(lambda x, f=f: f(x, *rest), (x,), (torch.ones_like(x),)) for f in (in_one, in_two)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -196,8 +292,9 @@ def test_compiled_whole(dynamic):
     [
         ((torch.ones(8), torch.ones(24), 1e-5), r"norm's weight of shape \(24,\), .* got \(8,\)"),
         ((torch.ones(24), torch.ones(24).half(), 1e-5), r"norm's bias .* got \(24,\), float16 on cpu"),
+        ((torch.ones(24), torch.ones(24)), r"norm \(weight, bias, epsilon\) or None, got \(tensor"),
     ],
-    ids=["shape", "dtype"],
+    ids=["shape", "dtype", "length"],
 )  # fmt: skip
 def test_a_norm_that_does_not_fit(norm, message):
     values, meta = packed(12, 24)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -146,6 +147,8 @@ class Linear24(nn.Module):
         without, another dtype is an error as it is for `nn.Linear`.
         """
         if x.dtype != self.values.dtype and torch.is_autocast_enabled(x.device.type):
+            if norm is not None:
+                x, norm = F.layer_norm(x, x.shape[-1:], *norm), None
             x = x.to(self.values.dtype)
         # The operator adds what is of its dtype; autocast may bring another one, to which PyTorch promotes.
         fits = residual is None or residual.dtype == x.dtype

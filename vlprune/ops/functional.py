@@ -311,7 +311,8 @@ def linear24(
         check_norm("linear24", norm, x)
         if native.normalizes(x, *norm[:2], values, bias, residual) and not forward_mode():
             return _norm_linear24(x, *norm, values, meta, bias, activation, backend, residual)
-        x = F.layer_norm(x, x.shape[-1:], *norm)
+        # autocast may widen it
+        x = F.layer_norm(x, x.shape[-1:], *norm).to(x.dtype)
     if forward_mode():
         return reference.linear24(x, values, meta, bias, activation, residual)
     return _linear24(x, values, meta, bias, activation, backend, residual)

@@ -145,21 +145,6 @@ def _fake_linear24(
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
-def _fake_norm_linear24(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    values: Tensor,
-    meta: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    backend: str,
-    residual: Tensor | None,
-) -> Tensor:
-    return _fake_linear24(x, values, meta)
-
-
 def _fake_linear24_scaled(
     x: Tensor,
     x_scale: Tensor,
@@ -272,8 +257,7 @@ for _op, _form, _fake in (
     LIBRARY.impl(_op, _form, "CUDA")
     torch.library.register_fake(f"vlprune::{_op}", _fake, lib=LIBRARY)
 LIBRARY.impl("_head_attention", native.head_attention_forward, "CPU")
-# Called only where `native.normalizes`.
+# Has neither a gradient nor a fake: called where `native.normalizes`, so never traced.
 LIBRARY.impl("_norm_linear24", native.norm_linear24, "CPU")
-torch.library.register_fake("vlprune::_norm_linear24", _fake_norm_linear24, lib=LIBRARY)
 
 autograd.register(LIBRARY)

@@ -138,14 +138,24 @@ def linear24(
 
 
 def normalizes(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether `norm_linear24` is for these: float32, no gradient, and nothing that watches the operators.
-
-    Which are compilers, that fuse the norm into what is before it, and modes that count or trace.
-    """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    """Whether `norm_linear24` is for these: plain float32 tensors, no gradient, and nobody that watches."""
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu":
         return False
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others))
-    return not training and torch._C._len_torch_dispatch_stack() == 0
+    given = [tensor for tensor in (x, *others) if tensor is not None]
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in given) or _is_watched():
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+
+
+def _is_watched() -> bool:
+    """Whether a mode, a tracer or a transform sees the operators: they know PyTorch's own."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    )
 
 
 def norm_linear24(
@@ -161,8 +171,8 @@ def norm_linear24(
     residual: Tensor | None,
 ) -> Tensor:
     """`linear24` of the layer norm of x, which is made while x is read, and for few tokens before."""
-    tokens = x.numel() // x.shape[-1]
-    if runs_natively("linear24", x.dtype, backend) and tokens >= few_below(x.dtype):
+    many = x.numel() >= max(1, few_below(x.dtype) * x.shape[-1])
+    if many and runs_natively("linear24", x.dtype, backend):
         norm = (norm_weight.contiguous(), norm_bias.contiguous(), eps)
         return _linear24(x, norm, values, meta, bias, activation, residual)
     normalized = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
@@ -198,11 +208,10 @@ def _linear24(
 def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:
     """See `reference.head_attention`, which computes wherever a gradient will be asked for.
 
-    And where a mode watches the operators (tracing, counting): it knows PyTorch's own.
+    And where somebody watches the operators.
     """
     training = torch.is_grad_enabled() and qkv.requires_grad
-    watched = torch._C._len_torch_dispatch_stack() > 0
-    if training or watched or not runs_natively("head_attention", qkv.dtype):
+    if training or _is_watched() or not runs_natively("head_attention", qkv.dtype):
         return reference.head_attention(qkv, num_heads, causal, scale)
     scale = 1 / math.sqrt(qkv.shape[2] // (3 * num_heads)) if scale is None else scale
     out: Tensor = torch.ops.vlprune._head_attention.default(qkv, num_heads, causal, scale, False)[0]

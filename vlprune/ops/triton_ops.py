@@ -1,8 +1,8 @@
 """The operators on CUDA tensors through the Triton kernels, where these can, else through the reference.
 
 Triton is imported with the first kernel that is needed. The kernels' launchers do not wait for the device
-(of the reference, packing does), so scores are not looked at: see `select` for how those that are not finite
-rank.
+(`pack24` does, and of the reference all packing), so scores are not looked at: see `select` for how those
+that are not finite rank.
 """
 
 from __future__ import annotations
