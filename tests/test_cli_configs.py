@@ -79,6 +79,15 @@ def test_every_option_reaches_the_config():
     )
 
 
+def test_the_scope_is_that_of_unstructured_variants():
+    structured, free = parse("run", "demo", "--pattern", "2:4", "--sparsity", 0.5, "--scope", "layer")
+    assert (structured.pattern, structured.scope) == ("2:4", "row")
+    assert (free.pattern, free.scope) == ("unstructured", "layer")
+    for command in ("run", "prune"):
+        with pytest.raises(ValueError, match='scope: pattern "2:4" compares the weights of a group'):
+            parse(command, "demo", "--pattern", "2:4", "--scope", "layer")
+
+
 def test_config_files(tmp_path):
     wanted = [
         WandaConfig(pattern="unstructured", sparsity=0.6, allocation=OWL(), token_weight="attention_mask"),

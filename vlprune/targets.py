@@ -89,7 +89,7 @@ def matches(pattern: str, name: str, tower: str) -> bool:
 def require_linear(name: str, module: nn.Module, purpose: str) -> nn.Linear:
     """Return the module, or raise ValueError unless it is a linear layer with nothing but its own weight."""
     if not isinstance(module, nn.Linear):
-        remedy = "put its dense form back (Linear24.to_linear)"
+        remedy = "put its dense form back (Linear24.to_linear), or prune before it is quantised"
     elif "lora_A" in module._parameters:
         remedy = "put its adapter into its weight first (merge_sparse_lora_)"
     elif "weight" not in module._parameters:

@@ -45,6 +45,7 @@ def test_comes_back_bit_by_bit(dtype, of, every, tmp_path):
     for name, (kind, stored) in ours.items():
         assert theirs[name][0] is kind
         assert torch.equal(theirs[name][1], stored), name
+    assert [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
     for name in names:
         one, two = model.get_submodule(name), back.get_submodule(name)
         assert type(two) is QuantizedLinear24
@@ -78,11 +79,12 @@ def edited(folder, change):
         (lambda layer: layer.update(dtype="int4"), r"c_fc.dtype: expected one of int8, .*, got 'int4'"),
         (lambda layer: layer.update(dtype=["int8"]), r"c_fc.dtype: expected one of int8, .*, got \['int8'\]"),
         (lambda layer: layer.pop("original_dtype"), "c_fc.original_dtype: expected one of .*, got None"),
-        (lambda layer: layer.update(dtype="float32"), "expected dtype int8 or float8_e4m3fn, got float32"),
-        (lambda layer: layer.update(dtype="float8_e4m3fn"), "dtype like .*float8_e4m3fn, got .*int8"),
+        (lambda layer: layer.update(dtype="float32"), "c_fc.dtype: expected one of int8, .*, got 'float32'"),
+        (lambda layer: layer.update(original_dtype="int8"), "original_dtype: expected .*float32, .*'int8'"),
+        (lambda layer: layer.update(dtype="float8_e4m3fn"), "dtype.* .*float8_e4m3fn, got .*int8"),
         (lambda layer: layer.update(in_features=60), "expected shape"),
     ],
-    ids=["unknown", "list", "missing", "float", "other", "width"],
+    ids=["unknown", "list", "missing", "float", "of int8", "other", "width"],
 )  # fmt: skip
 def test_a_config_that_means_something_else_is_refused(change, message, tmp_path):
     model, names = quantized(torch.int8)
@@ -99,13 +101,16 @@ def test_a_config_that_means_something_else_is_refused(change, message, tmp_path
         vlprune.from_pretrained(tmp_path / "saved")
 
 
-def test_values_of_another_dtype_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("leaf", "dtype"), [("values", torch.float32), ("weight_scale", torch.bfloat16), ("meta", torch.int64)]
+)
+def test_tensors_of_another_dtype_are_refused(leaf, dtype, tmp_path):
     model, names = quantized(torch.float8_e4m3fn)
     vlprune.save_pretrained(model, tmp_path / "saved")
     file = tmp_path / "saved" / "model.safetensors"
     stored = load_file(file)
-    key = f"{names[0]}.values"
-    stored[key] = stored[key].float()
+    key = f"{names[0]}.{leaf}"
+    stored[key] = stored[key].to(dtype)
     save_file(stored, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"{key}: expected a dtype .*e4m3fn, got .*float32"):
+    with pytest.raises(ValueError, match=f"{key}: expected dtype .* got {dtype}"):
         vlprune.from_pretrained(tmp_path / "saved")

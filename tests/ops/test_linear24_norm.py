@@ -81,12 +81,12 @@ def test_rows_apart_and_any_number_of_threads(variant):
     assert torch.equal(one, of_norm(variant, x.contiguous(), (values, meta), norm, threads=5))
 
 
-@pytest.mark.parametrize("size", [1e20, 3e38], ids=["squares", "sums"])
-def test_what_is_too_large_is_nan(variant, size):
+def test_sums_that_overflow_are_nan(variant):
     values, meta, _ = random_weight(24, 36, torch.float32)
-    x = normal(16, 36)
-    x[3] *= size
-    y = of_norm(variant, x, (values, meta), some_norm(36))
+    x, norm = normal(16, 36), some_norm(36)
+    x[3] = 3e38 * x[3].abs() / x[3].abs().max()
+    assert F.layer_norm(x, (36,), *norm)[3].isnan().all()
+    y = of_norm(variant, x, (values, meta), norm)
     assert y[3].isnan().all()
     assert y[:3].isfinite().all()
 
@@ -152,6 +152,15 @@ def test_is_the_product_of_the_norm(x, backend):
     with torch.no_grad():
         got, expected = both(x, *layer(x), backend=backend)
     torch.testing.assert_close(got, expected)
+
+
+@needs_native
+def test_a_default_device_watches_nothing(monkeypatch):
+    monkeypatch.setattr(F, "layer_norm", lambda *args, **how: pytest.fail("made by PyTorch"))
+    in_one, _, rest = layer_of()
+    x = normal(3, 20, 24)
+    with torch.no_grad(), torch.device("cpu"):
+        assert in_one(x, *rest).shape == (3, 20, 12)
 
 
 def test_modes_see_two_operators():
@@ -292,9 +301,10 @@ def test_compiled_whole(dynamic):
     [
         ((torch.ones(8), torch.ones(24), 1e-5), r"norm's weight of shape \(24,\), .* got \(8,\)"),
         ((torch.ones(24), torch.ones(24).half(), 1e-5), r"norm's bias .* got \(24,\), float16 on cpu"),
+        ((None, None, 1e-5), r"norm \(weight, bias, epsilon\) or None, got \(None"),
         ((torch.ones(24), torch.ones(24)), r"norm \(weight, bias, epsilon\) or None, got \(tensor"),
     ],
-    ids=["shape", "dtype", "length"],
+    ids=["shape", "dtype", "no weight", "length"],
 )  # fmt: skip
 def test_a_norm_that_does_not_fit(norm, message):
     values, meta = packed(12, 24)

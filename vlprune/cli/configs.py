@@ -78,8 +78,10 @@ def _weights(args: argparse.Namespace, modules: bool) -> list[PruneConfig]:
             raise ValueError(f"--method: expected one of {', '.join(METHODS)} or none, got {method!r}")
         free = pattern == "unstructured" or alone
         shares = allocations if free or "unstructured" not in patterns else [Uniform()]
+        scope = common["scope"] if free or "unstructured" not in patterns else _DEFAULTS["scope"]
         for sparsity, share in product((sparsities or [None]) if free else [None], shares):
-            made = METHODS[method](pattern=pattern, sparsity=sparsity, allocation=share, **common)
+            fields = {**common, "scope": scope}
+            made = METHODS[method](pattern=pattern, sparsity=sparsity, allocation=share, **fields)
             result.append(made)
     return result
 

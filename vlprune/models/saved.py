@@ -165,6 +165,9 @@ def _fill(
     from ..nn.blocks import fuse_
 
     expected, tied, packed = tensors(model), weights["tied"], set(weights["packed"])
+    # Others may be stored in another precision than they are built in; here a dtype says what numbers mean.
+    scaled = [(name, m) for name, m in model.named_modules() if isinstance(m, QuantizedLinear24)]
+    exact = {f"{name}.{leaf}" for name, module in scaled for leaf in module._buffers}
     frozen = set(weights["frozen"])
     own = [name for name in expected if name not in tied]
     keys = {key for name in own for key in _stored_as(name, name in packed)}
@@ -178,6 +181,9 @@ def _fill(
             for name in own:
                 parts = [stored.get_tensor(key) for key in _stored_as(name, name in packed)]
                 loaded[name] = _checked(file, name, parts, expected[name], shapes.get(name))
+                if name in exact and loaded[name].dtype != expected[name].dtype:
+                    got, wanted = loaded[name].dtype, expected[name].dtype
+                    raise ValueError(f"{file}: {name}: expected dtype {wanted}, got {got}")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: damaged: {first_line(error)}") from error
     given = {name: _as_held(loaded[name], expected[name], name not in frozen) for name in own}
@@ -188,7 +194,7 @@ def _fill(
         held[leaf] = given[tied.get(name, name)]  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, Linear24 | QuantizedLinear24):
-            ops.prepare24(module.values, module.meta)
+            ops.prepare24(module.values, module.meta, module.backend)
     fuse_(model)
 
 
@@ -204,9 +210,7 @@ def _checked(file: Path, name: str, parts: list[Tensor], expected: Tensor, shape
     wanted = list(expected.shape) if shape is None else list(shape)
     if list(tensor.shape) != wanted:
         raise ValueError(f"{file}: {name}: expected shape {wanted}, got {list(tensor.shape)}")
-    # Others may be stored in another precision than they are built in; these two mean different numbers.
-    scaled = expected.dtype in ops.SCALED_DTYPES and tensor.dtype != expected.dtype
-    if scaled or tensor.is_floating_point() != expected.is_floating_point():
+    if tensor.is_floating_point() != expected.is_floating_point():
         raise ValueError(f"{file}: {name}: expected a dtype like {expected.dtype}, got {tensor.dtype}")
     return tensor
 

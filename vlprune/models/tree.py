@@ -120,7 +120,8 @@ def apply_changes(fresh: nn.Module, changes: Changes) -> None:
         replace(fresh, name, Linear24(**arguments, device="meta"))
     for name, arguments in changes.quantized24.items():
         _expect(fresh, name, "a linear layer", nn.Linear)
-        dtypes = {key: _dtype(f"{name}.{key}", arguments.get(key)) for key in ("dtype", "original_dtype")}
+        kinds = {"dtype": ops.SCALED_DTYPES, "original_dtype": ops.FLOAT_DTYPES}
+        dtypes = {key: _dtype(f"{name}.{key}", arguments.get(key), kinds[key]) for key in kinds}
         replace(fresh, name, QuantizedLinear24(**{**arguments, **dtypes}, device="meta"))
     for name in changes.identity:
         replace(fresh, name, nn.Identity().train(_expect(fresh, name, "a module", nn.Module).training))
@@ -137,8 +138,8 @@ def _arguments(module: Linear24 | QuantizedLinear24) -> dict[str, Any]:
     return {key: getattr(module, key) for key in arguments} | {"bias": module.bias is not None}
 
 
-def _dtype(name: str, value: Any) -> torch.dtype:
-    allowed = {str(dtype).removeprefix("torch."): dtype for dtype in (*ops.SCALED_DTYPES, *ops.FLOAT_DTYPES)}
+def _dtype(name: str, value: Any, kinds: tuple[torch.dtype, ...]) -> torch.dtype:
+    allowed = {str(dtype).removeprefix("torch."): dtype for dtype in kinds}
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     return allowed[value]

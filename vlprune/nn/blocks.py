@@ -23,6 +23,7 @@ from torch.nn.modules import module as every
 from .attention import PackedAttention
 from .attention_core import Norm
 from .linear24 import Linear24
+from .quantized24 import QuantizedLinear24
 
 __all__ = ["Conv2d", "ResidualAttentionBlock", "VisionTransformer", "fuse_", "one_token_layers", "unfuse_"]
 
@@ -116,7 +117,7 @@ def fuse_(model: nn.Module, *, dense: bool = False) -> list[str]:
     """
     for stack in model.modules():
         known = isinstance(stack, nn.ModuleList) and len(stack) > 0 and all(map(_is_known, stack))
-        if known and (dense or any(isinstance(module, Linear24) for module in stack.modules())):
+        if known and (dense or any(isinstance(m, Linear24 | QuantizedLinear24) for m in stack.modules())):
             for block in stack.children():
                 block.__class__ = ResidualAttentionBlock
     done: list[str] = []

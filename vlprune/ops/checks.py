@@ -110,7 +110,7 @@ def check_packed(
 
 def check_norm(op: str, norm: tuple[Tensor, Tensor, float], x: Tensor) -> None:
     """Refuse a layer norm whose weight and bias are not of x's inputs."""
-    if not isinstance(norm, tuple) or len(norm) != 3:
+    if not isinstance(norm, tuple) or len(norm) != 3 or not all(isinstance(t, Tensor) for t in norm[:2]):
         raise ValueError(f"{op}: expected norm (weight, bias, epsilon) or None, got {norm!r:.80}")
     for name, tensor in zip(("norm's weight", "norm's bias"), norm[:2], strict=True):
         if tensor.shape != x.shape[-1:] or tensor.dtype != x.dtype or tensor.device != x.device:

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 from ..kernels.packed import empty_packed
 from . import reference
@@ -151,11 +152,17 @@ def _is_watched() -> bool:
     """Whether a mode, a tracer or a transform sees the operators: they know PyTorch's own."""
     return bool(
         torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or (torch._C._len_torch_function_stack() and _has_function_mode())
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
     )
+
+
+def _has_function_mode() -> bool:
+    # That of `torch.set_default_device` looks at what makes tensors, and at nothing else.
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def norm_linear24(
