@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..cache_dir import cache_file
 from ..files import put_in_place
@@ -70,8 +71,10 @@ def _write_out(root: Path, commit: str, target: Path, say: Callable[[str], None]
         archive = work / "tree.tar"
         if _git(root, "archive", "--output", str(archive), commit) is None:
             raise ValueError(f"--against: git cannot write {commit} out")
+        # It is git's own, and Python before 3.11.4 knows no filter.
+        checked: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         with tarfile.open(archive) as tar:
-            tar.extractall(work, filter="data")
+            tar.extractall(work, **checked)
         archive.unlink()
         built = _built(root)
         same = _git(root, "diff", "--quiet", commit, "--", *_NATIVE) is not None
