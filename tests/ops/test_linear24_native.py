@@ -46,7 +46,9 @@ def address_of(tensor):
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, residual=None, few=None):
+def linear24(
+    variant, x, values, meta, bias=None, activation=None, threads=2, residual=None, few=None, norm=None
+):
     """The product with the form of the weight for so many tokens, or with the one that `few` says."""
     native, isa = variant
     out, inputs = values.shape[0], 2 * values.shape[1]
@@ -57,10 +59,12 @@ def linear24(variant, x, values, meta, bias=None, activation=None, threads=2, re
     prepared, address = aligned(native.linear24_prepared_bytes(dtype, out, inputs, few, isa))
     prepared.fill_(0xFF)
     native.linear24_prepare(values.data_ptr(), meta.data_ptr(), dtype, out, inputs, few, address, isa)
+    scale, shift, eps = (None, None, 0.0) if norm is None else norm
     y = torch.full((x.shape[0] + 2, out), float("nan"), dtype=x.dtype)
     native.linear24(
-        x.data_ptr(), x.stride(0), 0, 0, 0.0, address, few, address_of(bias), address_of(residual), dtype,
-        x.shape[0], out, inputs, ACTIVATION[activation], y[1:].data_ptr(), threads, isa,
+        x.data_ptr(), x.stride(0), address_of(scale), address_of(shift), eps, address, few, address_of(bias),
+        address_of(residual), dtype, x.shape[0], out, inputs, ACTIVATION[activation], y[1:].data_ptr(),
+        threads, isa,
     )  # fmt: skip
     assert y[0].isnan().all(), "wrote before y"
     assert y[-1].isnan().all(), "wrote after y"

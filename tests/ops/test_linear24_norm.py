@@ -10,7 +10,7 @@ from vlprune import ops
 from vlprune.nn import Linear24
 
 from .cases import built_variant, built_variants, needs_native, normal, packed
-from .test_linear24_native import address_of, aligned, random_weight
+from .test_linear24_native import linear24, random_weight
 
 
 @pytest.fixture(params=built_variants("avx512"))
@@ -20,20 +20,7 @@ def variant(request):
 
 def of_norm(variant, x, weight, norm, bias=None, threads=2):
     """The product of the layer norm of x, by the form of the weight for many tokens."""
-    native, isa = variant
-    values, meta = weight
-    out, inputs = values.shape[0], 2 * values.shape[1]
-    prepared, address = aligned(native.linear24_prepared_bytes(0, out, inputs, False, isa))
-    prepared.fill_(0xFF)
-    native.linear24_prepare(values.data_ptr(), meta.data_ptr(), 0, out, inputs, False, address, isa)
-    y = torch.full((x.shape[0] + 2, out), float("nan"))
-    native.linear24(
-        x.data_ptr(), x.stride(0), norm[0].data_ptr(), norm[1].data_ptr(), norm[2], address, False,
-        address_of(bias), 0, 0, x.shape[0], out, inputs, 0, y[1:].data_ptr(), threads, isa,
-    )  # fmt: skip
-    assert y[0].isnan().all(), "wrote before y"
-    assert y[-1].isnan().all(), "wrote after y"
-    return y[1:-1]
+    return linear24(variant, x, *weight, bias, threads=threads, few=False, norm=norm)
 
 
 def some_norm(inputs, eps=1e-5):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .attention_core import AttentionCore, Norm, Projected, linear_of
+from .attention_core import AttentionCore, Projected, linear_of
 from .attention_mask import KnownMasks
 from .linear24 import Linear24
 
@@ -108,7 +108,7 @@ class PackedAttention(AttentionCore):
         attn_mask: Tensor | None,
         padding: Tensor | None,
         is_causal: bool,
-        norm: Norm | None,
+        norm: ops.LayerNorm | None,
     ) -> Tensor:
         """Return what the output projection reads, from the packed projection in one step where it can be."""
         if not (k_x is x and v_x is x and padding is None and self.is_plain()):

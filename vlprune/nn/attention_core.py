@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from .attention_mask import additive
 from .linear24 import Linear24
 
-__all__ = ["AttentionCore", "Norm", "Projected", "linear_of"]
+__all__ = ["AttentionCore", "Projected", "linear_of"]
 
 Projected = tuple[Tensor, Tensor, Tensor]
-Norm = tuple[Tensor, Tensor, float]  # weight, bias and epsilon of a layer norm
 
 
 class AttentionCore(nn.Module, ABC):
@@ -111,7 +111,7 @@ class AttentionCore(nn.Module, ABC):
         average_attn_weights: bool = True,
         is_causal: bool = False,
         residual: Tensor | None = None,
-        norm: Norm | None = None,
+        norm: ops.LayerNorm | None = None,
     ) -> Tensor | tuple[Tensor, None]:
         """Attend from x [batch, tokens, embed_dim] to k_x and v_x, which are x itself when left out.
 
@@ -165,7 +165,7 @@ class AttentionCore(nn.Module, ABC):
         attn_mask: Tensor | None,
         padding: Tensor | None,
         is_causal: bool,
-        norm: Norm | None,
+        norm: ops.LayerNorm | None,
     ) -> Tensor:
         """Return what the output projection reads, [batch, tokens, heads * head_dim]."""
         if norm is not None:

@@ -20,8 +20,8 @@ from open_clip import transformer
 from torch import Tensor, nn
 from torch.nn.modules import module as every
 
+from .. import ops
 from .attention import PackedAttention
-from .attention_core import Norm
 from .linear24 import Linear24
 from .quantized24 import QuantizedLinear24
 
@@ -195,7 +195,7 @@ def _adds(scale: nn.Module, outer: nn.Module, layer: nn.Module) -> bool:
     return not (_is_watched(scale) or _is_watched(outer) or _is_watched(layer))
 
 
-def _read_by(layer: nn.Module, norm: Any, x: Tensor) -> Norm | None:
+def _read_by(layer: nn.Module, norm: Any, x: Tensor) -> ops.LayerNorm | None:
     """Give what `layer` needs to make the layer norm of x while it reads x, where nobody looks at it."""
     if type(layer) is not Linear24 or type(norm) not in (nn.LayerNorm, transformer.LayerNorm):
         return None

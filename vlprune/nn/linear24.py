@@ -137,9 +137,7 @@ class Linear24(nn.Module):
         if self.values.is_cuda and type(self.values) is nn.Parameter and type(self.meta) is Tensor:
             ops.prepare24(self.values, self.meta, self.backend, anew=False)
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, norm: tuple[Tensor, Tensor, float] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: ops.LayerNorm | None = None) -> Tensor:
         """Map x [..., in_features] to [..., out_features], and add `residual` of that shape, if any.
 
         If `norm` is given, weight, bias and epsilon of a layer norm, x goes through that before.

@@ -4,7 +4,7 @@ One schema and one plain PyTorch definition an operator; faster forms are chosen
 """
 
 from .backend import backends, check_backend, why_not
-from .checks import SCALED_DTYPES
+from .checks import SCALED_DTYPES, LayerNorm
 from .codes import check_activation
 from .cuda24.entry import tune24
 from .functional import (
@@ -28,6 +28,7 @@ from .scaled import linear24_scaled, quantize_rows
 __all__ = [
     "FLOAT_DTYPES",
     "SCALED_DTYPES",
+    "LayerNorm",
     "backends",
     "check_activation",
     "check_backend",

@@ -10,6 +10,7 @@ from ..patterns import Pattern
 __all__ = [
     "FLOAT_DTYPES",
     "SCALED_DTYPES",
+    "LayerNorm",
     "broadcasts",
     "check_device",
     "check_float",
@@ -22,6 +23,7 @@ __all__ = [
     "name_of",
 ]
 
+LayerNorm = tuple[Tensor, Tensor, float]  # weight, bias and epsilon
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SCALED_DTYPES = (torch.int8, torch.float8_e4m3fn)
 _SCOPES = ("row", "layer")
@@ -108,7 +110,7 @@ def check_packed(
         check_device(op, "meta", meta, "values", values)
 
 
-def check_norm(op: str, norm: tuple[Tensor, Tensor, float], x: Tensor) -> None:
+def check_norm(op: str, norm: LayerNorm, x: Tensor) -> None:
     """Refuse a layer norm whose weight and bias are not of x's inputs."""
     if not isinstance(norm, tuple) or len(norm) != 3 or not all(isinstance(t, Tensor) for t in norm[:2]):
         raise ValueError(f"{op}: expected norm (weight, bias, epsilon) or None, got {norm!r:.80}")

@@ -18,6 +18,7 @@ from .autograd import forward_mode
 from .backend import check_backend
 from .checks import (
     FLOAT_DTYPES,
+    LayerNorm,
     broadcasts,
     check_device,
     check_float,
@@ -251,7 +252,7 @@ def linear24(
     *,
     backend: str = "auto",
     residual: Tensor | None = None,
-    norm: tuple[Tensor, Tensor, float] | None = None,
+    norm: LayerNorm | None = None,
 ) -> Tensor:
     """``act(x @ W.T + bias) + residual`` with W packed 2:4; differentiable in all but meta.
 

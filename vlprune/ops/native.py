@@ -16,6 +16,7 @@ from ..kernels.packed import empty_packed
 from . import reference
 from ._threads import thread_count
 from .backend import runs_natively
+from .checks import LayerNorm
 from .codes import ACTIVATION_CODE, DTYPE_CODE
 from .extensions import extension
 from .prepared import best_isa, few_below, prepared24
@@ -188,7 +189,7 @@ def norm_linear24(
 
 def _linear24(
     x: Tensor,
-    norm: tuple[Tensor, Tensor, float] | None,
+    norm: LayerNorm | None,
     values: Tensor,
     meta: Tensor,
     bias: Tensor | None,
