@@ -37,7 +37,24 @@ struct Product {
     struct Stream {
         const Element* values;
         const uint64_t* offsets;
+        uint64_t ahead[2];  // the next two words of offsets, with V::reads_ahead
         reg a[vectors], b[vectors];
+
+        void start(const Pair& pair) {
+            values = pair.values;
+            offsets = pair.offsets;
+            if constexpr (V::reads_ahead) ahead[0] = *offsets++, ahead[1] = *offsets++;
+        }
+
+        // Reads up to two words behind the pair's own: still of the tile.
+        uint64_t next_word() {
+            if constexpr (!V::reads_ahead) return *offsets++;
+            const uint64_t word = ahead[0];
+            ahead[0] = ahead[1];
+            ahead[1] = *offsets++;
+            in_place(ahead[1]);
+            return word;
+        }
 
         static const float* next_input(const char* panel, uint64_t& word) {
             const auto* x = reinterpret_cast<const float*>(panel + (word & 0xffff));
@@ -59,7 +76,7 @@ struct Product {
         }
 
         void add_shared(const char* panel) {
-            uint64_t word = *offsets++;
+            uint64_t word = next_word();
             auto quad = quad_of<V, 0>(values);
             add_shared<0>(panel, word, quad);
             add_shared<2>(panel, word, quad);
@@ -85,10 +102,9 @@ struct Product {
         }
 
         void add_own(const char* panel) {
-            const uint64_t first = offsets[0], second = offsets[1];
-            add_own(panel, first, quad_of<V, 0>(values));
-            add_own(panel, second, quad_of<V, 1>(values));
-            offsets += 2, values += octet;
+            add_own(panel, next_word(), quad_of<V, 0>(values));
+            add_own(panel, next_word(), quad_of<V, 1>(values));
+            values += octet;
         }
     };
 
@@ -114,8 +130,7 @@ struct Product {
                 const Pair& pair = tile.pairs[p + q];
                 const Partners rows = tile.partners[p + q];
                 Stream<vectors>& stream = streams[q];
-                stream.values = pair.values;
-                stream.offsets = pair.offsets;
+                stream.start(pair);
 #pragma GCC unroll 12
                 for (int v = 0; v < vectors; ++v) {
                     stream.a[v] = start ? V::set1(start[rows.first]) : V::load(sums + rows.first * stride + v * W);
