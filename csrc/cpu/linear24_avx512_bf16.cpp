@@ -7,6 +7,8 @@
 
 #include "intrinsics_avx512.h"
 #include "linear24_activation.h"
+#include "linear24_avx512_dots.h"
+#include "linear24_panel.h"
 #include "linear24_steps.h"
 #include "vec_avx512.h"
 
@@ -98,10 +100,12 @@ void run(const Linear24& p, int part, int parts) {
     }
 }
 
-constexpr Linear24Form any_tokens = {Weight::bytes, Weight::fill, run};
-
 }  // namespace
 
-const Linear24Variant linear24_avx512_bf16_dot = {any_tokens, any_tokens, 0};
+const Linear24Variant linear24_avx512_bf16_dot = {
+    {Dots::bytes, Dots::fill, Panel<Dots>::run},
+    {Weight::bytes, Weight::fill, run},
+    17,
+};
 
 }  // namespace vlprune

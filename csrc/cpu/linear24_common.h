@@ -17,6 +17,11 @@ inline int meta_nibble(const uint8_t* meta_row, int64_t group) {
     return meta_row[group / 2] >> (group % 2 * 4) & 15;
 }
 
+// Two inputs a group, whatever meta says: results of a broken one are unspecified, but nothing is read or written
+// beyond the buffers.
+inline int low_of(int nibble) { return nibble & 3; }
+inline int high_of(int nibble) { return nibble >> 2 == (nibble & 3) ? nibble >> 2 ^ 1 : nibble >> 2; }
+
 // The next work unit for `part`, or -1: first those of its own equal share of [0, total), in order, so that a
 // thread meets the same weights from call to call; then what other parts have not yet come to, because
 // threads do not run equally fast.

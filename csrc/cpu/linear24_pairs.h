@@ -62,11 +62,6 @@ struct Pairs {
         uint64_t keeps[inputs / 64];
     };
 
-    // Two inputs a group, whatever meta says: results of a broken one are unspecified, but nothing is read or written
-    // beyond the buffers.
-    static int low_of(int nibble) { return nibble & 3; }
-    static int high_of(int nibble) { return nibble >> 2 == (nibble & 3) ? nibble >> 2 ^ 1 : nibble >> 2; }
-
     static void read_keeps(const uint8_t* meta, int groups, Row& row) {
         std::memset(row.keeps, 0, sizeof row.keeps);
         for (int g = 0; g < groups; ++g) {

@@ -1,54 +1,43 @@
 // linear24 with tokens on the lanes: for many tokens.
 //
-// x is packed into panels of panel_inputs x panel_vectors vectors of tokens, which stay in the first-level cache. The
-// sums of two output rows are the registers; between input blocks they rest in a chunk of rows that fits the
-// second-level cache.
+// x is packed into panels of an input block x some vectors of tokens, which stay in the first-level cache. The sums of
+// a few output rows are the registers; between input blocks they rest in a chunk of rows that fits the second-level
+// cache.
+//
+// A Scheme says how a panel is filled and multiplied with a tile of the weight:
+//   Vector, Element  registers of floats, and what x and the weight are made of
+//   Tile             the weight of W rows and one block; they are stored [input block][row tile]
+//   inputs           of a block
+//   panel_vectors    registers of tokens in a panel, at most
+//   stride           floats from one row of sums to the next
+//   block_floats     floats of a block's panel
+//   pack_strip       writes W tokens into the panels of all blocks
+//   multiply_for     the function that multiplies a tile with a panel of so many vectors
 #pragma once
 #include "linear24_activation.h"
-#include "linear24_norm.h"
-#include "linear24_product.h"
+#include "linear24_common.h"
 
 namespace vlprune {
 namespace {
 
-template <class V, class Element>
+template <class Scheme>
 struct Panel {
-    using Weight = Pairs<V, Element>;
+    using V = typename Scheme::Vector;
+    using Element = typename Scheme::Element;
     using reg = typename V::reg;
     static constexpr int W = V::width;
-    static constexpr int stride = Weight::stride;
+    static constexpr int stride = Scheme::stride;
     static constexpr int unit_rows = 16;  // rows finished together: a cache line of float32 output
     static constexpr int unit_tiles = unit_rows / W;
-    static constexpr int chunk_units = V::chunk_units;
+    static constexpr int chunk_units = Scheme::chunk_units;
 
     // Lanes past the last token repeat it: they are computed and never stored.
-    // Inputs are padded with zeros, for weights that are padding.
     static void pack(const Linear24& p, int64_t token, int64_t tokens, float* panels) {
         for (int64_t strip = 0; strip < tokens; strip += W) {
             const Element* rows[W];
             for (int t = 0; t < W; ++t)
                 rows[t] = static_cast<const Element*>(p.x) + (token + least(strip + t, tokens - 1)) * p.ldx;
-            float* to = panels + strip;
-            if constexpr (std::is_same_v<Element, float>) {
-                if (p.norm) {
-                    const LayerNormLanes<V> norm(*p.norm, rows, p.in);
-                    pack_strip(p, rows, to, norm);
-                    continue;
-                }
-            }
-            pack_strip(p, rows, to, [](reg x, int64_t) { return x; });
-        }
-    }
-
-    template <class Map>
-    static void pack_strip(const Linear24& p, const Element* const (&rows)[W], float* to, const Map& map) {
-        for (int64_t input = 0; input < p.in; input += W) {
-            reg square[W];
-            for (int t = 0; t < W; ++t) square[t] = load_inputs<V>(rows[t], input, p.in);
-            V::transpose(square);
-            const bool whole = input + W <= p.in;
-            for (int i = 0; i < W; ++i, to += stride)
-                V::store(to, whole || input + i < p.in ? map(square[i], input + i) : V::set1(0.0f));
+            Scheme::pack_strip(p, rows, panels + strip);
         }
     }
 
@@ -89,12 +78,12 @@ struct Panel {
 
     static void run_rows(const Linear24& p, const float* panels, float* sums, int64_t token, int64_t tokens,
                          int64_t first_unit, int64_t last_unit) {
-        const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, Weight::inputs);
-        const auto* weight = static_cast<const typename Weight::Tile*>(p.prepared);
-        const auto multiply = Product<V, Element>::multiply_for(ceil_div(tokens, W));
+        const int64_t tiles = ceil_div(p.out, W), input_blocks = ceil_div(p.in, Scheme::inputs);
+        const auto* weight = static_cast<const typename Scheme::Tile*>(p.prepared);
+        const auto multiply = Scheme::multiply_for(ceil_div(tokens, W));
         const int64_t first_tile = first_unit * unit_tiles, last_tile = least(tiles, last_unit * unit_tiles);
         for (int64_t k = 0; k < input_blocks; ++k) {
-            const float* panel = panels + k * Weight::inputs * stride;
+            const float* panel = panels + k * Scheme::block_floats;
             for (int64_t tile = first_tile; tile < last_tile; ++tile) {
                 float bias[W];
                 if (k == 0) load_bias<V, Element>(p.bias, tile * W, p.out, bias);
@@ -153,9 +142,9 @@ struct Panel {
     static void run(const Linear24& p, int part, int parts) {
         const int64_t vectors = ceil_div(p.tokens, W), units = ceil_div(p.out, unit_rows);
         const int64_t token_blocks =
-            most(ceil_div(vectors, V::panel_vectors), least(vectors, ceil_div(parts, units)));
+            most(ceil_div(vectors, Scheme::panel_vectors), least(vectors, ceil_div(parts, units)));
         const Work work{vectors, token_blocks, units};
-        const size_t panel_floats = static_cast<size_t>(ceil_div(p.in, Weight::inputs) * Weight::inputs * stride);
+        const size_t panel_floats = static_cast<size_t>(ceil_div(p.in, Scheme::inputs) * Scheme::block_floats);
         float* panels = nullptr;
         int64_t packed = -1, token = 0, tokens = 0;
         for (Piece piece; next(p, work, part, parts, piece);) {

@@ -1,7 +1,9 @@
-// The product of rows in pairs with a panel of inputs; the sums of two rows are the registers.
+// The scheme of rows in pairs: a panel holds inputs as floats, and the sums of two rows are the registers.
 #pragma once
+#include <type_traits>
 #include <utility>
 
+#include "linear24_norm.h"
 #include "linear24_pairs.h"
 
 namespace vlprune {
@@ -22,15 +24,44 @@ inline typename V::reg quad_of(const uint16_t* values) {
 // One shift after the other: GCC would make each from the first word, with one instruction more.
 inline void in_place(uint64_t& word) { __asm__("" : "+r"(word)); }
 
-template <class V, class Element>
+template <class V, class Element_>
 struct Product {
+    using Vector = V;
+    using Element = Element_;
     using Weight = Pairs<V, Element>;
     using Pair = typename Weight::Pair;
     using Tile = typename Weight::Tile;
     using Partners = typename Weight::Partners;
     using reg = typename V::reg;
     static constexpr int W = V::width;
+    static constexpr int inputs = Weight::inputs;
+    static constexpr int panel_vectors = V::panel_vectors;
+    static constexpr int chunk_units = V::chunk_units;
     static constexpr int stride = Weight::stride;
+    static constexpr int block_floats = inputs * stride;
+
+    static void pack_strip(const Linear24& p, const Element* const (&rows)[W], float* to) {
+        if constexpr (std::is_same_v<Element, float>) {
+            if (p.norm) {
+                pack_strip(p, rows, to, LayerNormLanes<V>(*p.norm, rows, p.in));
+                return;
+            }
+        }
+        pack_strip(p, rows, to, [](reg x, int64_t) { return x; });
+    }
+
+    // Inputs are padded with zeros, for weights that are padding.
+    template <class Map>
+    static void pack_strip(const Linear24& p, const Element* const (&rows)[W], float* to, const Map& map) {
+        for (int64_t input = 0; input < p.in; input += W) {
+            reg square[W];
+            for (int t = 0; t < W; ++t) square[t] = load_inputs<V>(rows[t], input, p.in);
+            V::transpose(square);
+            const bool whole = input + W <= p.in;
+            for (int i = 0; i < W; ++i, to += stride)
+                V::store(to, whole || input + i < p.in ? map(square[i], input + i) : V::set1(0.0f));
+        }
+    }
 
     // A pair on its way through a block: where its weights are read, and the sums of its rows.
     template <int vectors>
