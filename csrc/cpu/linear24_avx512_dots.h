@@ -104,8 +104,23 @@ struct Dots {
     struct Stream {
         const uint32_t* values;
         const uint64_t* offsets;
-        uint64_t ahead[2];  // of offsets: a load whose address comes late costs more than its turn
+        uint64_t ahead[3];  // words of offsets: a load whose address comes late costs more than its turn
         __m512 sum[quad_rows][vectors];
+
+        // By way of a vector register, and Zen 5 is 3 % faster than with a load of its own.
+        uint64_t read_ahead() {
+            __m128i word = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(offsets++));
+#ifndef VLPRUNE_EMULATE_AVX512
+            __asm__("" : "+v"(word));
+#endif
+            return static_cast<uint64_t>(_mm_cvtsi128_si64(word));
+        }
+
+        uint64_t next_word() {
+            const uint64_t word = ahead[0];
+            ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = read_ahead();
+            return word;
+        }
 
         template <int row>
         void add(const char* panel, uint64_t& word, __m512 quad) {
@@ -118,9 +133,7 @@ struct Dots {
         }
 
         void add(const char* panel) {
-            uint64_t word = ahead[0];
-            ahead[0] = ahead[1];
-            ahead[1] = *offsets++;
+            uint64_t word = next_word();
             const __m512 quad = Vec::from_bits(Vec::broadcast4_bits(values));
             values += quad_rows;
             add<0>(panel, word, quad);
@@ -143,7 +156,7 @@ struct Dots {
                 const Quad& quad = tile.quads[q + s];
                 stream.values = quad.values[0];
                 stream.offsets = quad.offsets;
-                stream.ahead[0] = *stream.offsets++, stream.ahead[1] = *stream.offsets++;
+                for (uint64_t& word : stream.ahead) word = stream.read_ahead();
 #pragma GCC unroll 4
                 for (int row = 0; row < quad_rows; ++row)
 #pragma GCC unroll 4
