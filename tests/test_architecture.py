@@ -16,9 +16,9 @@ ROOMS = (
     "__main__", "cli", "pipeline", "report", "bench", "demo.train",
     "prune", "importance", "checkpoint", "sparsify", "recovery", "structured",
     "evaluate", "losses", "zeroth_order", "calibration", "reuse",
-    "masks", "targets", "fusion", "example", "measure",
+    "masks", "targets", "fusion", "example",
     "models", "demo", "models.build", "models.checks", "demo.tokenizer", "data", "nn",
-    "config", "token_weights", "allocation", "scoring", "ops", "kernels",
+    "config", "token_weights", "allocation", "scoring", "measure", "ops", "kernels",
     "cache_dir", "files", "fingerprint", "distributed", "patterns", "values", "_version",
 )  # fmt: skip
 

@@ -105,7 +105,7 @@ void run(const Linear24& p, int part, int parts) {
 const Linear24Variant linear24_avx512_bf16_dot = {
     {Dots::bytes, Dots::fill, Panel<Dots>::run},
     {Weight::bytes, Weight::fill, run},
-    17,
+    40,
 };
 
 }  // namespace vlprune

@@ -107,18 +107,9 @@ struct Dots {
         uint64_t ahead[3];  // words of offsets: a load whose address comes late costs more than its turn
         __m512 sum[quad_rows][vectors];
 
-        // By way of a vector register, and Zen 5 is 3 % faster than with a load of its own.
-        uint64_t read_ahead() {
-            __m128i word = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(offsets++));
-#ifndef VLPRUNE_EMULATE_AVX512
-            __asm__("" : "+v"(word));
-#endif
-            return static_cast<uint64_t>(_mm_cvtsi128_si64(word));
-        }
-
         uint64_t next_word() {
             const uint64_t word = ahead[0];
-            ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = read_ahead();
+            ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = Vec::load_word(offsets++);
             return word;
         }
 
@@ -156,7 +147,7 @@ struct Dots {
                 const Quad& quad = tile.quads[q + s];
                 stream.values = quad.values[0];
                 stream.offsets = quad.offsets;
-                for (uint64_t& word : stream.ahead) word = stream.read_ahead();
+                for (uint64_t& word : stream.ahead) word = Vec::load_word(stream.offsets++);
 #pragma GCC unroll 4
                 for (int row = 0; row < quad_rows; ++row)
 #pragma GCC unroll 4

@@ -68,23 +68,25 @@ struct Product {
     struct Stream {
         const Element* values;
         const uint64_t* offsets;
-        uint64_t ahead[2];  // the next two words of offsets, with V::reads_ahead
+        uint64_t ahead[3];  // the next words of offsets, with V::reads_ahead
         reg a[vectors], b[vectors];
 
         void start(const Pair& pair) {
             values = pair.values;
             offsets = pair.offsets;
-            if constexpr (V::reads_ahead) ahead[0] = *offsets++, ahead[1] = *offsets++;
+            if constexpr (V::reads_ahead)
+                for (uint64_t& word : ahead) word = V::load_word(offsets++);
         }
 
-        // Reads up to two words behind the pair's own: still of the tile.
+        // Read ahead, the last words of a pair bring some behind its own: still of the tile.
         uint64_t next_word() {
-            if constexpr (!V::reads_ahead) return *offsets++;
-            const uint64_t word = ahead[0];
-            ahead[0] = ahead[1];
-            ahead[1] = *offsets++;
-            in_place(ahead[1]);
-            return word;
+            if constexpr (V::reads_ahead) {
+                const uint64_t word = ahead[0];
+                ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = V::load_word(offsets++);
+                return word;
+            } else {
+                return *offsets++;
+            }
         }
 
         static const float* next_input(const char* panel, uint64_t& word) {

@@ -198,9 +198,9 @@ def _compare_tensors(fresh: nn.Module, model: nn.Module, changes: Changes) -> li
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
-    """The class, or that in whose place a class of `vlprune.nn.blocks` stands: loading finds out itself."""
+    """The class, or that in whose place `vlprune.nn.blocks` put one of ours: loading finds out itself."""
     cls = type(module)
-    return cls.__base__ if cls.__module__ == "vlprune.nn.blocks" else cls
+    return cls.__base__ if cls.__module__ in ("vlprune.nn.blocks", "vlprune.nn.patches") else cls
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 A packed layer adds the residual where it writes its result, and on a CPU in float32 makes the layer norm
 before it where it reads its input; where the embedding is read from the class token, the last block computes
-queries, output projection and MLP for that token alone; and on a CPU the convolution that cuts an image into
-patches is one product. Modules are given these classes in the place of their own, which go by the same names:
-parameters, children, hooks and what is saved stay as they are. Where anybody could tell the difference
-(hooks, replaced forwards, gradients), everything is computed as before.
+queries, output projection and MLP for that token alone; and the convolution that cuts an image into patches
+is one product where that is faster. Modules are given these classes in the place of their own, which go by
+the same names: parameters, children, hooks and what is saved stay as they are. Where anybody could tell the
+difference (hooks, replaced forwards, gradients), everything is computed as before.
 
 Imported by functions only, since it imports open_clip.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from open_clip import transformer
 from torch import Tensor, nn
 from torch.nn.modules import module as every
@@ -23,9 +22,10 @@ from torch.nn.modules import module as every
 from .. import ops
 from .attention import PackedAttention
 from .linear24 import Linear24
+from .patches import Conv2d, cuts_patches, product_is_faster
 from .quantized24 import QuantizedLinear24
 
-__all__ = ["Conv2d", "ResidualAttentionBlock", "VisionTransformer", "fuse_", "one_token_layers", "unfuse_"]
+__all__ = ["ResidualAttentionBlock", "VisionTransformer", "fuse_", "one_token_layers", "unfuse_"]
 
 
 class ResidualAttentionBlock(transformer.ResidualAttentionBlock):  # type: ignore[misc]
@@ -66,23 +66,6 @@ class ResidualAttentionBlock(transformer.ResidualAttentionBlock):  # type: ignor
         return last(h, x)  # type: ignore[no-any-return]
 
 
-class Conv2d(nn.Conv2d):
-    """The convolution over patches side by side, as one product."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map images [batch, 3, height, width] to [batch, width, rows, columns], a view of tokens."""
-        if torch.is_grad_enabled() or input.device.type != "cpu" or input.dim() != 4:
-            return super().forward(input)
-        (height, width), (batch, channels, *size) = self.kernel_size, input.shape
-        whole = size[0] % height == 0 and size[1] % width == 0
-        if not whole or channels != self.in_channels or input.numel() == 0:
-            return super().forward(input)
-        rows, columns = size[0] // height, size[1] // width
-        cut = input.reshape(batch, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-        patches = F.linear(cut.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
-        return patches.transpose(1, 2).reshape(batch, self.out_channels, rows, columns)
-
-
 class VisionTransformer(transformer.VisionTransformer):  # type: ignore[misc]
     """The tower, which asks its last block for the class token alone."""
 
@@ -100,16 +83,16 @@ class VisionTransformer(transformer.VisionTransformer):  # type: ignore[misc]
         return pooled if self.proj is None else pooled @ self.proj
 
 
-def fuse_(model: nn.Module, *, dense: bool = False) -> list[str]:
+def fuse_(model: nn.Module, *, dense: bool = False, batch: int = 8) -> list[str]:
     """Give open_clip's blocks, and the image tower around them, the classes of this file, in place.
 
-    To all blocks of a stack or none, and only where one holds a packed layer. It is not measured: the blocks
-    compute less, and the product was faster than the convolution at all patches that were timed, of 8 to 32
-    pixels.
+    To all blocks of a stack or none, and only where one holds a packed layer. The blocks are not measured:
+    they compute less.
 
     Args:
         model: any module; a second call changes nothing.
         dense: whether also where no layer is packed.
+        batch: images that the patches' product is timed on, beside their convolution.
 
     Returns:
         What was done to the tower, in words.
@@ -128,9 +111,9 @@ def fuse_(model: nn.Module, *, dense: bool = False) -> list[str]:
         blocks = tower.transformer.resblocks
         if len(blocks) == 0 or type(blocks[-1]) is not ResidualAttentionBlock:
             continue
-        if _cuts_patches(tower.conv1):
+        if cuts_patches(tower.conv1) and product_is_faster(tower.conv1, tower.image_size, batch):
             tower.conv1.__class__ = Conv2d
-            done.append(f"{name}conv1 is a product on CPUs")
+            done.append(f"{name}conv1 is a product")
         if reads_one_token(tower):
             tower.__class__ = VisionTransformer
             done.append(f"{name}transformer.resblocks.{len(blocks) - 1} runs for the class token alone")
@@ -171,12 +154,6 @@ def _pools_one_token(tower: Any) -> bool:
         and tower.attn_pool is None
         and not tower.output_tokens
     )
-
-
-def _cuts_patches(conv: nn.Module) -> bool:
-    if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, Conv2d) or min(conv.kernel_size) < 8:
-        return False
-    return (conv.stride, conv.padding, conv.dilation, conv.groups) == (conv.kernel_size, (0, 0), (1, 1), 1)
 
 
 def _is_known(block: nn.Module) -> bool:
