@@ -10,6 +10,7 @@ the masked one gives, the packed one what dense layers with the same zeros give;
 Around packed layers `sparsify_` also leaves out work that no embedding needs (`vlprune.nn.blocks`: the last
 block for the class token alone, the patch embedding as one product, residuals added in place). So that nobody
 takes this for sparsity, "dense_fused" is the dense tower with it, and "sparse_plain" the packed one without.
+"dense_onednn" is the dense tower with oneDNN's products, where there are: PyTorch's are MKL's in float32.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprune import MagnitudeConfig, measure, prune_, sparsify_, split_attention_
+from vlprune.bench.onednn import has_onednn, onednn_
 from vlprune.files import write_json
 from vlprune.models import view
 from vlprune.models.parts import block_parts
@@ -84,19 +86,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     fused, plain = copy.deepcopy(dense), copy.deepcopy(sparse)
     fuse_(fused, dense=True)
     unfuse_(plain)
-    for name, form, reference in (
-        ("sparse", sparse, zeros),
-        ("sparse_plain", plain, zeros),
-        ("dense_fused", fused, dense),
-    ):
-        errors[name] = measure.check_close(name, embed(form, images), embed(reference, images))
-    forms = {
-        "dense": dense,
-        "dense_fused": fused,
-        "compact": compact,
-        "sparse_plain": plain,
-        "sparse": sparse,
-    }
+    forms = {"dense": dense, "dense_fused": fused}
+    if has_onednn(torch.float32, images.device):
+        forms["dense_onednn"] = copy.deepcopy(dense)
+        onednn_(forms["dense_onednn"])
+    for name in forms.keys() - {"dense"}:
+        errors[name] = measure.check_close(name, embed(forms[name], images), embed(dense, images))
+    forms |= {"compact": compact, "sparse_plain": plain, "sparse": sparse}
+    for name in ("sparse", "sparse_plain"):
+        errors[name] = measure.check_close(name, embed(forms[name], images), embed(zeros, images))
     operations = {name: flops(form, images) for name, form in (("dense", dense), ("compact", compact))}
     times = measure.compare(
         {name: partial(embed, form, images) for name, form in forms.items()},

@@ -3,13 +3,15 @@
 import json
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vlprune import ops
 from vlprune.bench import OURS, Selection, cases, published, run_bench, runner, towers
-from vlprune.bench.case import Case
+from vlprune.bench.case import DTYPES, Case
+from vlprune.bench.onednn import has_onednn
 from vlprune.bench.ops_cases import attention_case, linear24_case
 from vlprune.bench.runner import Effort, measure_case
 from vlprune.bench.scoring_cases import mask_case, pack_case, sumsq_case, unpack_case, wanda_pack_case
@@ -36,9 +38,11 @@ SMALL = [
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name.replace(" ", "_"))
 def test_every_operator_is_checked_and_timed(case):
     row = measure_case(case, CPU, Effort(6, 0.0, 1.0))
-    converted = ["dense fp32"] if case.op == "linear24" and case.dtype == "bf16" else []
-    assert list(row["times"]) == [OURS, *case.peers, *converted]
-    assert list(row["ratios"]) == [*case.peers, *converted]
+    also = ["dense fp32"] if case.op == "linear24" and case.dtype == "bf16" else []
+    if case.op == "linear24" and has_onednn(DTYPES[case.dtype], CPU):
+        also.append("oneDNN")
+    assert list(row["times"]) == [OURS, *case.peers, *also]
+    assert list(row["ratios"]) == [*case.peers, *also]
     assert all(timing["samples"] == 6 for timing in row["times"].values())
     assert all(found["low"] <= found["median"] <= found["high"] for found in row["ratios"].values())
     assert row["speedup"] == row["ratios"][row["peer"]]["median"]
@@ -55,6 +59,28 @@ def test_speed_is_over_the_fastest_dense_form(monkeypatch):
     # sleeping takes as long as it should, and a little longer
     assert row["speedup"] == pytest.approx(2, rel=0.2)
     assert row["ratios"]["F.linear"]["median"] > 3
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_onednn_gives_the_dense_product(dtype, activation):
+    if not has_onednn(DTYPES[dtype], CPU):
+        pytest.skip(f"oneDNN has no product in {dtype} here")
+    calls = linear24_case(5, 64, 48, dtype, activation).make(CPU).calls
+    # bfloat16: one rounds before the activation too, by 2^-9 of up to 8 there
+    close = {"rtol": 1.6e-2, "atol": 2**-6} if dtype == "bf16" else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(calls["oneDNN"](), calls["F.linear"](), **close)
+
+
+@pytest.mark.parametrize("missing", ["operator", "device", "build"])
+def test_where_there_is_no_onednn_it_is_no_peer(monkeypatch, missing):
+    if missing == "operator":
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    if missing == "build":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    device = torch.device("cuda" if missing == "device" else "cpu")
+    assert not has_onednn(torch.float32, device)
+    assert not has_onednn(torch.float16, CPU)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
@@ -88,7 +114,8 @@ def test_operations_and_bytes_of_a_product():
     work = linear24_case(10, 8, 16).make(CPU)
     around = 4 * (10 * 8 + 10 * 16 + 16)
     assert work.operations == 2560
-    assert work.moved == {OURS: around + 4 * 64 + 16, "F.linear": around + 4 * 128}
+    moved = {OURS: around + 4 * 64 + 16, "F.linear": around + 4 * 128, "oneDNN": around + 4 * 128}
+    assert work.moved == {name: moved[name] for name in work.calls}
 
 
 def test_operations_of_attention():
@@ -172,7 +199,11 @@ def test_a_tower_small_enough_to_test(monkeypatch, clip):
         least = sum(2 * one["tokens"] * one["in_features"] * one["out_features"] for one in layers)
         assert least < work.operations < 1.5 * least
         # what is left out of the packed tower is left out of a dense one beside it, and nothing else
-        assert list(work.calls) == [OURS, "dense", *(["dense, fused"] if tower == "image" else [])]
+        fused = ["dense, fused"] if tower == "image" else []
+        by_onednn = ["dense, oneDNN"] if has_onednn(torch.float32, CPU) else []
+        assert list(work.calls) == [OURS, "dense", *fused, *by_onednn]
+        for name in by_onednn:
+            torch.testing.assert_close(work.calls[name](), work.calls["dense"](), rtol=1e-4, atol=1e-5)
         if tower == "image":
             torch.testing.assert_close(work.calls["dense, fused"](), work.calls["dense"]())
             fused = towers._fused(towers._pair("small", "fp32", CPU, 2)[0])

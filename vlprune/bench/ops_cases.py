@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import measure, ops
 from .case import DTYPES, OURS, Call, Case, Work, seeded
+from .onednn import ONEDNN, OneDnnLinear, has_onednn
 
 __all__ = ["DENSE", "DENSE32", "SDPA", "attention_case", "linear24_case"]
 
@@ -22,7 +23,7 @@ DENSE, DENSE32, SDPA, CUSPARSELT = "F.linear", "dense fp32", "SDPA", "cuSPARSELt
 def linear24_case(
     tokens: int, inputs: int, outputs: int, dtype: str = "fp32", activation: str | None = None, **more: bool
 ) -> Case:
-    """`linear24` with bias beside `F.linear`, and beside cuSPARSELt where there is one.
+    """`linear24` with bias beside `F.linear`, and beside oneDNN and cuSPARSELt where there are.
 
     Many CPUs have no product of half precision, and are faster at a float32 one with conversions around it:
     there that is a peer too.
@@ -53,18 +54,21 @@ def linear24_case(
         calls: dict[str, Call] = {OURS: ours, DENSE: partial(dense, weight, bias)}
         if device.type == "cpu" and dtype != "fp32":
             calls[DENSE32] = partial(dense, weight.float(), bias.float())
+        if has_onednn(kind, device):
+            calls[ONEDNN] = partial(OneDnnLinear(weight, bias, tokens, activation is not None), x)
         asked = {"tokens": tokens, "in_features": inputs, "out_features": outputs}
         if ops.why_not("cusparselt", "linear24", dtype=kind, device=device, **asked) is None:
             calls[CUSPARSELT] = partial(ours, backend="cusparselt")
         around = x.nbytes + bias.nbytes + tokens * outputs * x.element_size()
         packed = around + values.nbytes + meta.nbytes
-        moved = {OURS: packed, DENSE: around + weight.nbytes, CUSPARSELT: packed}
+        unpacked = around + weight.nbytes
+        moved = {OURS: packed, DENSE: unpacked, ONEDNN: unpacked, CUSPARSELT: packed}
         return Work(
             calls,
             check,
             2.0 * tokens * inputs * outputs,
             {name: moved[name] for name in calls if name in moved},
-            against=(DENSE, DENSE32),
+            against=(DENSE, DENSE32, ONEDNN),
         )
 
     return Case("linear24", sizes, label, dtype, (DENSE,), make, **more)

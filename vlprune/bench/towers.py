@@ -17,6 +17,7 @@ from ..models import split_attention_
 from ..prune import prune_
 from ..sparsify import sparsify_
 from .case import DTYPES, OURS, Call, Case, Work
+from .onednn import ONEDNN, has_onednn, onednn_
 from .ops_cases import DENSE32
 
 __all__ = ["tower_case"]
@@ -53,6 +54,12 @@ def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: 
         def exact() -> nn.Module:
             return copy.deepcopy(dense).float()
 
+        @cache
+        def by_onednn() -> nn.Module:
+            model = copy.deepcopy(dense)
+            onednn_(model)
+            return model
+
         def check() -> float:
             peer = encode(dense)
             right = peer if dtype == "fp32" else encode(exact(), torch.float32)
@@ -64,12 +71,14 @@ def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: 
             calls[FUSED] = lambda: encode(fused())
         if device.type == "cpu" and dtype != "fp32":
             calls[DENSE32] = lambda: encode(exact(), torch.float32).to(DTYPES[dtype])
+        if has_onednn(DTYPES[dtype], device):
+            calls[f"{DENSE}, {ONEDNN}"] = lambda: encode(by_onednn())
         return Work(
             calls,
             check,
             _operations(dense, encode),
             more={"sparsify": {"layers": own}},
-            against=(DENSE, DENSE32),
+            against=(DENSE, DENSE32, f"{DENSE}, {ONEDNN}"),
         )
 
     sizes = {"model": model, "tower": tower, "batch": batch}

@@ -1,0 +1,60 @@
+"""The strongest dense peer on a CPU: oneDNN's product with a weight that was re-ordered beforehand.
+
+`F.linear` in float32 is MKL's, which on AMD's processors computes with AVX2 whatever they have; the operators
+that PyTorch's compiler calls for other layers reach oneDNN, which uses what there is. They have no public
+name, so where a release lacks them there is no such peer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..models import split_attention_
+
+__all__ = ["ONEDNN", "OneDnnLinear", "has_onednn", "onednn_"]
+
+ONEDNN = "oneDNN"
+
+
+def has_onednn(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this PyTorch and this CPU have the product in this dtype."""
+    ops = torch.ops.mkldnn
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or not built:
+        return False
+    if not (hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported()))
+
+
+class OneDnnLinear(nn.Module):
+    """x W' + b, and GELU in the epilogue where it is asked for, of a dense weight. Without gradients.
+
+    Args:
+        weight: [out, in].
+        bias: [out], or None.
+        tokens: that the order of the weight is chosen for.
+        gelu: whether the activation follows.
+
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int | None, gelu: bool = False) -> None:
+        super().__init__()
+        ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), tokens)
+        self.parts = (ordered, None if bias is None else bias.detach())
+        self.epilogue: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., in] to [..., out]."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self.parts, *self.epilogue)
+        return y
+
+
+def onednn_(model: nn.Module) -> None:
+    """Compute every linear layer of a model so, in place."""
+    split_attention_(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, OneDnnLinear(child.weight, child.bias, None))
