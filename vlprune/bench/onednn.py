@@ -41,13 +41,14 @@ class OneDnnLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int | None, gelu: bool = False) -> None:
         super().__init__()
-        ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), tokens)
-        self.parts = (ordered, None if bias is None else bias.detach())
+        self.weight = weight.detach()  # open_clip asks it for the dtype
+        self.bias = None if bias is None else bias.detach()
+        self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, tokens)
         self.epilogue: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, *self.parts, *self.epilogue)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, *self.epilogue)
         return y
 
 
