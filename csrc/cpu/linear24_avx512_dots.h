@@ -154,8 +154,7 @@ struct Dots {
                     for (int v = 0; v < vectors; ++v)
                         stream.sum[row][v] = start ? Vec::set1(start[(q + s) * quad_rows + row])
                                                    : Vec::load(sums + (s * quad_rows + row) * stride + v * W);
-                for (size_t line = 0; line < sizeof(Quad); line += 64)
-                    Vec::prefetch(reinterpret_cast<const char*>(&quad + 2) + line);
+                Vec::prefetch_stream<sizeof(Quad), 2 * sizeof(Quad)>(&quad);
             }
             for (int64_t g = 0; g < tile.groups; ++g)
 #pragma GCC unroll 2

@@ -146,8 +146,7 @@ struct Product {
     template <int vectors>
     static void prefetch_ahead(const Pair& pair) {
         constexpr int pairs = vectors > 4 ? 2 : 4;
-        const uintptr_t ahead = reinterpret_cast<uintptr_t>(&pair) + pairs * sizeof(Pair);
-        for (size_t line = 0; line < sizeof(Pair); line += 64) V::prefetch(reinterpret_cast<const void*>(ahead + line));
+        V::template prefetch_stream<sizeof(Pair), pairs * sizeof(Pair)>(&pair);
     }
 
     // Of few vectors several pairs at a time, so that enough sums are in flight to cover the latency.

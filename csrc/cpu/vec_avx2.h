@@ -103,6 +103,11 @@ struct Vec {
         }
     }
     static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+    template <size_t bytes, size_t near>
+    static void prefetch_stream(const void* at) {
+        const uintptr_t from = reinterpret_cast<uintptr_t>(at) + near;
+        for (size_t line = 0; line < bytes; line += 64) prefetch(reinterpret_cast<const void*>(from + line));
+    }
     static void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 };
 

@@ -142,6 +142,8 @@ struct Vec {
             }
     }
     static void prefetch(const void*) {}
+    template <size_t bytes, size_t near>
+    static void prefetch_stream(const void*) {}
     static void prefetch_to_write(const void*) {}
 };
 

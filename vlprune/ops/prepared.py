@@ -135,7 +135,7 @@ def prepare24(values: Tensor, meta: Tensor, backend: str = "auto", *, anew: bool
 
     Or `linear24_scaled`, where values are int8 or float8_e4m3fn.
 
-    On the CPU that is the form for many tokens; the one for few (fewer than 14 with AVX2, 21 with AVX-512, 40
+    On the CPU that is the form for many tokens; the one for few (fewer than 14 with AVX2, 21 with AVX-512, 52
     of bfloat16 with AVX512-BF16) is made at the first call that has so few.
 
     `linear24` finds it again by the `values` object itself, so pass the very tensor (the parameter) that
