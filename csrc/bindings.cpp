@@ -137,12 +137,12 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
 
     m.def(
         "head_attention",
-        [](Address qkv, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length, int64_t heads,
-           int64_t dim, bool causal, float scale, Address out, int threads, int isa) {
-            head_attention(at<float>(qkv), batch_stride, token_stride, batch, length, heads, dim, causal, scale,
-                           at<float>(out), threads, isa_of(isa));
+        [](Address qkv, int dtype, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length,
+           int64_t heads, int64_t dim, bool causal, float scale, Address out, int threads, int isa) {
+            head_attention(at<void>(qkv), dtype_of(dtype), batch_stride, token_stride, batch, length, heads, dim,
+                           causal, scale, at<void>(out), threads, isa_of(isa));
         },
-        py::arg("qkv"), py::arg("batch_stride"), py::arg("token_stride"), py::arg("batch"), py::arg("length"),
+        py::arg("qkv"), py::arg("dtype"), py::arg("batch_stride"), py::arg("token_stride"), py::arg("batch"), py::arg("length"),
         py::arg("heads"), py::arg("dim"), py::arg("causal"), py::arg("scale"), py::arg("out"), py::arg("threads"),
         py::arg("isa"), nogil());
 

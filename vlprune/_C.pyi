@@ -50,6 +50,7 @@ def linear24(
 ) -> None: ...
 def head_attention(
     qkv: int,
+    dtype: int,
     batch_stride: int,
     token_stride: int,
     batch: int,

@@ -8,7 +8,7 @@
 namespace vlprune {
 namespace {
 
-AttentionVariant variant(Isa isa) {
+const AttentionVariant& variant(Isa isa) {
     if (!isa_runs(isa))
         throw std::invalid_argument("head_attention: this machine cannot run the instruction set asked for");
     switch (isa) {
@@ -28,9 +28,11 @@ AttentionVariant variant(Isa isa) {
 
 }  // namespace
 
-void head_attention(const float* qkv, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length,
-                    int64_t heads, int64_t dim, bool causal, float scale, float* out, int threads, Isa isa) {
-    const AttentionVariant run = variant(isa);
+void head_attention(const void* qkv, DType dtype, int64_t batch_stride, int64_t token_stride, int64_t batch,
+                    int64_t length, int64_t heads, int64_t dim, bool causal, float scale, void* out, int threads,
+                    Isa isa) {
+    if (dtype == DType::f16) throw std::invalid_argument("head_attention: float16 is not computed natively on the CPU");
+    const auto run = dtype == DType::f32 ? variant(isa).f32 : variant(isa).bf16;
     if (length <= 0) return;
     int64_t claimed = 0;
     const Attention problem{qkv, batch_stride, token_stride, batch, length, heads, dim, causal, scale, out, &claimed};

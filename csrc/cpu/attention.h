@@ -5,17 +5,20 @@
 namespace vlprune {
 
 struct Attention {
-    const float* qkv;  // [batch, length, 3, heads, dim]
+    const void* qkv;  // [batch, length, 3, heads, dim], float32 or bfloat16
     int64_t batch_stride, token_stride;
     int64_t batch, length, heads, dim;
     bool causal;
     float scale;
-    float* out;        // [batch, length, heads, dim], contiguous
+    void* out;         // [batch, length, heads, dim] of the same, contiguous
     int64_t* claimed;  // heads of sequences that some thread has taken, at zero
 };
 
-// What one of `parts` threads does of it.
-using AttentionVariant = void (*)(const Attention& problem, int parts);
+// What one of `parts` threads does of it, by dtype.
+struct AttentionVariant {
+    void (*f32)(const Attention& problem, int parts);
+    void (*bf16)(const Attention& problem, int parts);
+};
 
 extern const AttentionVariant attention_portable, attention_avx2, attention_avx512;
 

@@ -3,6 +3,6 @@
 
 namespace vlprune {
 
-const AttentionVariant attention_avx512 = Heads<Vec>::run;
+const AttentionVariant attention_avx512 = {Heads<Vec, float>::run, Heads<Vec, uint16_t>::run};
 
 }  // namespace vlprune

@@ -6,6 +6,7 @@
 #pragma once
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "attention.h"
 #include "linear24_activation.h"
@@ -14,7 +15,7 @@
 namespace vlprune {
 namespace {
 
-template <class V>
+template <class V, class Element>
 struct Heads {
     using reg = typename V::reg;
     static constexpr int W = V::width;
@@ -58,19 +59,27 @@ struct Heads {
     }
 
     struct Scratch {
-        float *keys, *values, *scores, *line;
+        float *keys, *values, *scores, *asked, *line;
         int64_t strips, width;  // strips of keys; floats from one value to the next
     };
 
-    static reg load_partly(const float* row, int64_t count) {
+    static constexpr bool as_floats = std::is_same_v<Element, float>;
+
+    static reg load_partly(const Element* row, int64_t count) {
         if (count >= W) return V::load(row);
-        float entries[W] = {};
-        std::memcpy(entries, row, sizeof(float) * static_cast<size_t>(count));
+        Element entries[W] = {};
+        std::memcpy(entries, row, sizeof(Element) * static_cast<size_t>(count));
         return V::load(entries);
+    }
+    static void store_partly(Element* row, reg value, int64_t count) {
+        if (count >= W) return V::store(row, value);
+        Element entries[W];
+        V::store(entries, value);
+        std::memcpy(row, entries, sizeof(Element) * static_cast<size_t>(count));
     }
 
     // Keys past the last repeat it: their scores are computed and not used.
-    static void pack(const Attention& p, const float* k, const float* v, const Scratch& to) {
+    static void pack(const Attention& p, const Element* k, const Element* v, const Scratch& to) {
         for (int64_t key = 0; key < p.length; key += W) {
             float* column = to.keys + key / strip * strip * p.dim + key % strip;
             for (int64_t i = 0; i < p.dim; i += W) {
@@ -127,31 +136,51 @@ struct Heads {
         for (int64_t r = 0; r < rows; ++r) factor[r] = 1.0f / lanes[r];
     }
 
-    static void attend(const Attention& p, const float* q, float* out, int64_t first, int64_t last, const Scratch& s) {
+    // The queries as floats, and from one to the next.
+    static const float* asked(const Attention& p, const float* q, int64_t, const Scratch&, int64_t& stride) {
+        stride = p.token_stride;
+        return q;
+    }
+    static const float* asked(const Attention& p, const uint16_t* q, int64_t rows, const Scratch& s, int64_t& stride) {
+        stride = s.width;
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < p.dim; i += W)
+                V::store(s.asked + r * stride + i, load_partly(q + r * p.token_stride + i, p.dim - i));
+        return s.asked;
+    }
+
+    static void attend(const Attention& p, const Element* q, Element* out, int64_t first, int64_t last,
+                       const Scratch& s) {
         const int64_t rows = last - first, read = p.causal ? last : p.length, row_floats = s.strips * strip;
         const int64_t out_stride = p.heads * p.dim;
+        int64_t q_stride;
+        const float* own = asked(p, q + first * p.token_stride, rows, s, q_stride);
         float factor[queries];
         for (float& f : factor) f = p.scale;
         for (int64_t key = 0; key < read; key += strip)
-            product_for(rows, read - key > W ? 2 : 1)(q + first * p.token_stride, p.token_stride,
-                                                     s.keys + key * p.dim, strip, p.dim, factor, s.scores + key,
-                                                     row_floats);
+            product_for(rows, read - key > W ? 2 : 1)(own, q_stride, s.keys + key * p.dim, strip, p.dim, factor,
+                                                     s.scores + key, row_floats);
         soften(s.scores, row_floats, rows, p.causal ? first + 1 : read, p.causal ? 1 : 0, read, factor);
         for (int64_t i = 0; i < p.dim; i += strip) {
             const int64_t vectors = p.dim - i > W ? 2 : 1;
-            const bool whole = i + vectors * W <= p.dim;
-            float* to = out + first * out_stride + i;
-            product_for(rows, vectors)(s.scores, row_floats, s.values + i, s.width, read, factor, whole ? to : s.line,
-                                       whole ? out_stride : strip);
-            if (whole) continue;
+            Element* to = out + first * out_stride + i;
+            const auto multiply = product_for(rows, vectors);
+            if constexpr (as_floats) {
+                if (i + vectors * W <= p.dim) {
+                    multiply(s.scores, row_floats, s.values + i, s.width, read, factor, to, out_stride);
+                    continue;
+                }
+            }
+            multiply(s.scores, row_floats, s.values + i, s.width, read, factor, s.line, strip);
             for (int64_t r = 0; r < rows; ++r)
-                std::memcpy(to + r * out_stride, s.line + r * strip, sizeof(float) * static_cast<size_t>(p.dim - i));
+                for (int64_t v = 0; v < vectors; ++v)
+                    store_partly(to + r * out_stride + v * W, V::load(s.line + r * strip + v * W), p.dim - i - v * W);
         }
     }
 
     // Some tokens of a head, which no processor sees coming: they are a projection's width apart.
-    static void prefetch(const Attention& p, const float* q, int64_t first, int64_t last) {
-        constexpr int64_t line = 64 / sizeof(float);
+    static void prefetch(const Attention& p, const Element* q, int64_t first, int64_t last) {
+        constexpr int64_t line = 64 / sizeof(Element);
         for (int64_t t = first; t < last; ++t)
             for (int64_t part = 0; part < 3; ++part)
                 for (int64_t i = 0; i < p.dim; i += line)
@@ -161,16 +190,18 @@ struct Heads {
     static Scratch scratch_for(const Attention& p) {
         const int64_t strips = ceil_div(p.length, strip), width = ceil_div(p.dim, W) * W;
         const int64_t keys = strips * strip * p.dim, values = p.length * width, scores = queries * strips * strip;
-        const auto floats = static_cast<size_t>(keys + values + scores + queries * strip);
+        const int64_t asked = as_floats ? 0 : queries * width;
+        const auto floats = static_cast<size_t>(keys + values + scores + asked + queries * strip);
         auto* memory = static_cast<float*>(linear24_workspace(sizeof(float) * floats));
-        return {memory, memory + keys, memory + keys + values, memory + keys + values + scores, strips, width};
+        float *v = memory + keys, *at = v + values, *q = at + scores;
+        return {memory, v, at, q, q + asked, strips, width};
     }
 
     static void run(const Attention& p, int parts) {
         const int64_t total = p.batch * p.heads, inner = p.heads * p.dim, blocks = ceil_div(p.length, queries);
         const auto claim = [&p] { return __atomic_fetch_add(p.claimed, 1, __ATOMIC_RELAXED); };
         const auto query_of = [&p](int64_t at) {
-            return p.qkv + at / p.heads * p.batch_stride + at % p.heads * p.dim;
+            return static_cast<const Element*>(p.qkv) + at / p.heads * p.batch_stride + at % p.heads * p.dim;
         };
         int64_t at = claim();
         if (at >= total) return;
@@ -179,9 +210,9 @@ struct Heads {
             // The next one now, to be prefetched, but only while there is one for every thread.
             const bool ahead = __atomic_load_n(p.claimed, __ATOMIC_RELAXED) + parts <= total;
             const int64_t next = ahead ? claim() : total;
-            const float* q = query_of(at);
+            const Element* q = query_of(at);
             pack(p, q + inner, q + 2 * inner, s);
-            float* out = p.out + at / p.heads * p.length * inner + at % p.heads * p.dim;
+            Element* out = static_cast<Element*>(p.out) + at / p.heads * p.length * inner + at % p.heads * p.dim;
             for (int64_t b = 0; b < blocks; ++b) {
                 const int64_t first = p.length * b / blocks, last = p.length * (b + 1) / blocks;
                 if (next < total) prefetch(p, query_of(next), first, last);

@@ -3,6 +3,6 @@
 
 namespace vlprune {
 
-const AttentionVariant attention_portable = Heads<Vec>::run;
+const AttentionVariant attention_portable = {Heads<Vec, float>::run, Heads<Vec, uint16_t>::run};
 
 }  // namespace vlprune

@@ -59,10 +59,11 @@ void linear24(const void* x, int64_t ldx, const LayerNorm* norm, const void* pre
               int threads, Isa isa);
 
 // out[b, s, h, :] = softmax over the tokens t that s may see of (scale * q[b, s, h] . k[b, t, h]), times v[b, t, h].
-// qkv [batch, length, 3, heads, dim] float32 with strides of sequences and tokens, out [batch, length, heads, dim]
-// contiguous. Every sequence's keys are kept near: for up to a few hundred tokens.
-void head_attention(const float* qkv, int64_t batch_stride, int64_t token_stride, int64_t batch, int64_t length,
-                    int64_t heads, int64_t dim, bool causal, float scale, float* out, int threads, Isa isa);
+// qkv [batch, length, 3, heads, dim], float32 or bfloat16, with strides of sequences and tokens, out [batch, length,
+// heads, dim] contiguous; computed in float32. Every sequence's keys are kept near: for up to a few hundred tokens.
+void head_attention(const void* qkv, DType dtype, int64_t batch_stride, int64_t token_stride, int64_t batch,
+                    int64_t length, int64_t heads, int64_t dim, bool causal, float scale, void* out, int threads,
+                    Isa isa);
 
 // out = (W + B A) * M: weight and out [rows, cols] of `dtype` (float32 or bfloat16), a [rank, cols] and b [rows, rank]
 // float32, keep [rows, cols] or null. Summed in float32 and rounded once. What is not kept is +0.0 whatever the weight.

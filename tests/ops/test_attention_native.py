@@ -10,8 +10,12 @@ from vlprune import ops
 from .cases import built_variant, built_variants, normal
 from .test_head_attention import formula
 
-# Sums of at most some hundred products, e^x to 2e-7: like PyTorch's own float32 attention.
+DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+# Sums of at most some hundred products, e^x to 2e-7: like PyTorch's own float32 attention. In bfloat16 the
+# result is rounded once, by 2^-9 of it at most.
 TOLERANCE = 5e-6
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8}
 
 # Odd numbers of queries, keys and inputs: below and above six queries, one and two vectors of 8 or 16.
 SIZES = [
@@ -30,9 +34,9 @@ def attention(variant, qkv, heads, causal=False, scale=None, threads=2):
     native, isa = variant
     batch, length, width = qkv.shape
     dim = width // 3 // heads
-    out = torch.full((batch + 2, length, heads * dim), math.nan)
+    out = torch.full((batch + 2, length, heads * dim), math.nan, dtype=qkv.dtype)
     native.head_attention(
-        qkv.data_ptr(), qkv.stride(0), qkv.stride(1), batch, length, heads, dim, causal,
+        qkv.data_ptr(), DTYPE[qkv.dtype], qkv.stride(0), qkv.stride(1), batch, length, heads, dim, causal,
         1 / math.sqrt(dim) if scale is None else scale, out[1:].data_ptr(), threads, isa,
     )  # fmt: skip
     assert out[0].isnan().all(), "wrote before its output"
@@ -40,14 +44,20 @@ def attention(variant, qkv, heads, causal=False, scale=None, threads=2):
     return out[1:-1]
 
 
+@pytest.mark.parametrize("dtype", ROUNDING, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("sizes", SIZES, ids=["x".join(map(str, s)) for s in SIZES])
-def test_equals_the_formula(variant, sizes, causal):
+def test_equals_the_formula(variant, sizes, causal, dtype):
     batch, length, heads, dim = sizes
-    qkv = normal(batch, length, 3 * heads * dim, seed=length)
+    qkv = normal(batch, length, 3 * heads * dim, seed=length).to(dtype)
     got = attention(variant, qkv, heads, causal)
     expected = formula(qkv, heads, causal, None)
-    torch.testing.assert_close(got.double(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    torch.testing.assert_close(got.double(), expected, rtol=TOLERANCE + ROUNDING[dtype], atol=TOLERANCE)
+
+
+def test_float16_is_refused(variant):
+    with pytest.raises(ValueError, match="float16 is not computed natively"):
+        attention(variant, normal(1, 3, 24).half(), 1)
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.0, 3.0])
@@ -75,17 +85,19 @@ def test_a_query_that_is_not_a_number_spoils_its_own_row_only(variant):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("dtype", ROUNDING, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("threads", [1, 3, 40])
-def test_threads_change_no_bit(variant, threads):
-    qkv = normal(3, 23, 3 * 3 * 16)
+def test_threads_change_no_bit(variant, threads, dtype):
+    qkv = normal(3, 23, 3 * 3 * 16).to(dtype)
     assert torch.equal(attention(variant, qkv, 3, True, threads=threads), attention(variant, qkv, 3, True))
 
 
-def test_strides_of_sequences_and_tokens(variant):
-    wide = normal(11, 4, 101)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=["float32", "bfloat16"])
+def test_strides_of_sequences_and_tokens(variant, dtype):
+    wide = normal(11, 4, 101).to(dtype)
     qkv = wide[:, :, 3:75].transpose(0, 1)
-    got = attention(variant, qkv, 3).double()
-    torch.testing.assert_close(got, formula(qkv, 3, False, None), rtol=TOLERANCE, atol=TOLERANCE)
+    got, close = attention(variant, qkv, 3).double(), TOLERANCE + ROUNDING[dtype]
+    torch.testing.assert_close(got, formula(qkv, 3, False, None), rtol=close, atol=TOLERANCE)
 
 
 def test_gradients_through_vmap():

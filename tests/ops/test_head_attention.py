@@ -95,7 +95,7 @@ def test_runs_natively_on_the_cpu_without_a_gradient(monkeypatch):
     assert called == [(2, 50, 3, 16)]
     wanting = qkv.clone().requires_grad_()
     assert ops.head_attention(wanting, 3).requires_grad
-    ops.head_attention(qkv.to(torch.bfloat16), 3)
+    ops.head_attention(qkv.to(torch.float16), 3)
     with FlopCounterMode(display=False) as counter:
         ops.head_attention(qkv, 3)
     assert counter.get_total_flops() == 2 * 2 * 2 * 3 * 50 * 50 * 16
@@ -103,6 +103,9 @@ def test_runs_natively_on_the_cpu_without_a_gradient(monkeypatch):
     with torch.no_grad():
         assert torch.equal(ops.head_attention(wanting, 3), got)
     assert len(called) == 2
+    half = ops.head_attention(qkv.to(torch.bfloat16), 3)
+    assert len(called) == 3
+    torch.testing.assert_close(half, ops.head_attention(qkv.to(torch.bfloat16).float(), 3).to(torch.bfloat16))
 
 
 class Recorder:
@@ -112,7 +115,7 @@ class Recorder:
         self.native, self.called = native, called
 
     def head_attention(self, *arguments):
-        self.called.append(arguments[3:7])
+        self.called.append(arguments[4:8])
         self.native(*arguments)
 
 

@@ -53,7 +53,7 @@ _NATIVE_DTYPES = {
     "pack24": _STORED,
     "unpack24": _STORED,
     "linear24": frozenset({torch.float32, torch.bfloat16}),
-    "head_attention": frozenset({torch.float32}),
+    "head_attention": frozenset({torch.float32, torch.bfloat16}),
     "masked_update": frozenset({torch.float32, torch.bfloat16}),
 }
 _TRITON_DTYPES = {

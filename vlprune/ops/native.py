@@ -236,8 +236,8 @@ def head_attention_forward(
     batch, length, width = qkv.shape
     out = qkv.new_empty(batch, length, width // 3)
     extension().head_attention(
-        qkv.data_ptr(), qkv.stride(0), qkv.stride(1), batch, length, num_heads, width // (3 * num_heads),
-        causal, scale, out.data_ptr(), thread_count(), best_isa(),
+        qkv.data_ptr(), DTYPE_CODE[qkv.dtype], qkv.stride(0), qkv.stride(1), batch, length, num_heads,
+        width // (3 * num_heads), causal, scale, out.data_ptr(), thread_count(), best_isa(),
     )  # fmt: skip
     return out, qkv.new_empty(0)
 
