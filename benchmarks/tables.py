@@ -22,6 +22,7 @@ from .frontier import split_way
 __all__ = [
     "accuracy",
     "accuracy_table",
+    "case",
     "crossover_table",
     "frontier_text",
     "linear24",
@@ -39,7 +40,9 @@ __all__ = [
     "split_table",
 ]
 
-RESULTS = Path(__file__).parent / "results" / "amd-epyc-zen3-2core"
+RESULTS = Path(__file__).parent / "results"
+# Folders of results: everything on the first, and what depends on the processor on the second too.
+MACHINES = {"zen3": "amd-epyc-zen3-2core", "zen5": "amd-epyc-zen5-2core"}
 
 # Rows of the accuracy benchmark, as the documents name them.
 METHODS = {
@@ -54,14 +57,20 @@ METHODS = {
 
 
 @functools.cache
-def result(name: str) -> Any:
+def result(name: str, machine: str = "zen3") -> Any:
     """A result file by its name without ``.json``."""
-    return read_json(RESULTS / f"{name}.json")
+    return read_json(RESULTS / MACHINES[machine] / f"{name}.json")
 
 
-def run_text(name: str) -> str:
+def run_text(name: str, machine: str = "zen3") -> str:
     """The record of `vlprune run` as the command prints it."""
-    return report.table(result(name))
+    return report.table(result(name, machine))
+
+
+def case(name: str, peer: str, machine: str = "zen3") -> float:
+    """Speed of a case of `vlprune bench` over one of its peers."""
+    (row,) = (row for row in result("bench", machine)["rows"] if row["name"] == name)
+    return float(row["ratios"][peer]["median"])
 
 
 def frontier_text(name: str) -> str:
@@ -97,46 +106,50 @@ def mope_unclear(name: str, kind: str) -> float:
     return 100 * statistics.mean(unclear)
 
 
-def linear24(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
-    """Speed of `linear24` over the dense layer."""
-    return float(_linear24_row(dtype, inputs, outputs, tokens)["speedup"])
+def linear24(dtype: str, inputs: int, outputs: int, tokens: int, machine: str = "zen3") -> float:
+    """Speed of `linear24` over the fastest dense layer."""
+    return float(_linear24_row(dtype, inputs, outputs, tokens, machine)["speedup"])
 
 
-def linear24_rate(dtype: str, inputs: int, outputs: int, tokens: int) -> float:
+def linear24_rate(dtype: str, inputs: int, outputs: int, tokens: int, machine: str = "zen3") -> float:
     """GFLOP/s of `linear24`, counted as if the zeros were multiplied too."""
-    seconds = _linear24_row(dtype, inputs, outputs, tokens)["seconds"]
+    seconds = _linear24_row(dtype, inputs, outputs, tokens, machine)["seconds"]
     return 2e-9 * tokens * inputs * outputs / float(seconds)
 
 
-def linear24_mean(dtype: str) -> float:
-    """Geometric mean of these speeds over all shapes and numbers of tokens."""
-    return statistics.geometric_mean(row["speedup"] for row in _linear24_rows() if row["dtype"] == dtype)
+def linear24_mean(dtype: str, machine: str = "zen3", peer: str | None = None) -> float:
+    """Geometric mean of these speeds over all shapes and numbers of tokens; over one dense form if named."""
+    if peer is not None:
+        return statistics.geometric_mean(linear24_ratios(dtype, peer, machine))
+    rows = _linear24_rows(machine)
+    return statistics.geometric_mean(row["speedup"] for row in rows if row["dtype"] == dtype)
 
 
-def linear24_ratios(dtype: str, peer: str) -> list[float]:
+def linear24_ratios(dtype: str, peer: str, machine: str = "zen3") -> list[float]:
     """Speeds over one of the dense forms, by its name in the file."""
-    return [row["ratios"][peer]["median"] for row in _linear24_rows() if row["dtype"] == dtype]
+    return [row["ratios"][peer]["median"] for row in _linear24_rows(machine) if row["dtype"] == dtype]
 
 
-def scoring(figure: str, cases: Iterable[str]) -> list[float]:
+def scoring(figure: str, cases: Iterable[str], machine: str = "zen3") -> list[float]:
     """A figure of the scoring benchmark ("speedup", "of_copy") for all sizes and dtypes of some cases."""
     wanted = set(cases)
-    return [row[figure] for row in result("scoring")["rows"] if row["case"] in wanted]
+    return [row[figure] for row in result("scoring", machine)["rows"] if row["case"] in wanted]
 
 
-def linear24_table(dtype: str) -> str:
-    """Speed over dense: a row a shape, a column a number of tokens."""
-    rows = [row for row in _linear24_rows() if row["dtype"] == dtype]
+def linear24_table(dtype: str, machine: str = "zen3") -> str:
+    """Speed over the fastest dense form: a row a shape, a column a number of tokens."""
+    rows = [row for row in _linear24_rows(machine) if row["dtype"] == dtype]
     counts = list(dict.fromkeys(row["tokens"] for row in rows))
     shapes = dict.fromkeys((row["in"], row["out"]) for row in rows)
     head = ["speed over dense", f"{counts[0]} tokens", *map(str, counts[1:])]
-    body = [[f"{i} -> {o}", *(f"{linear24(dtype, i, o, n):.2f}x" for n in counts)] for i, o in shapes]
+    speeds = {(i, o): [f"{linear24(dtype, i, o, n, machine):.2f}x" for n in counts] for i, o in shapes}
+    body = [[f"{i} -> {o}", *cells] for (i, o), cells in speeds.items()]
     return markdown(head, body)
 
 
-def crossover_table(name: str, dtype: str) -> str:
+def crossover_table(name: str, dtype: str, machine: str = "zen3") -> str:
     """Where 2:4 pays: tokens down, shapes across; what is even within the noise, or slower, says so."""
-    (one,) = (found for found in crossovers(result(name)) if found.dtype == dtype)
+    (one,) = (found for found in crossovers(result(name, machine)) if found.dtype == dtype)
     said = {"faster": "", "even": ", even", "slower": ", **slower**"}
     body = []
     for tokens in one.tokens:
@@ -207,7 +220,7 @@ def _primaries(name: str, row: str) -> list[float]:
     return [float(draw["primary"]) for draw in result(name)["rows"][row].values()]
 
 
-def _linear24_rows() -> list[dict[str, Any]]:
+def _linear24_rows(machine: str) -> list[dict[str, Any]]:
     """The products of `vlprune bench --tokens`; a speed is that over the fastest dense form."""
     full = {"fp32": "float32", "bf16": "bfloat16"}
     return [
@@ -218,14 +231,13 @@ def _linear24_rows() -> list[dict[str, Any]]:
             "ratios": row["ratios"],
             "seconds": row["times"][OURS]["median"],
         }
-        for row in result("linear24")["rows"]
+        for row in result("linear24", machine)["rows"]
         if row["op"] == "linear24" and row["dtype"] in full and row["sizes"]["activation"] is None
     ]
 
 
-def _linear24_row(dtype: str, inputs: int, outputs: int, tokens: int) -> dict[str, Any]:
+def _linear24_row(dtype: str, inputs: int, outputs: int, tokens: int, machine: str) -> dict[str, Any]:
     wanted = (dtype, inputs, outputs, tokens)
-    (row,) = (
-        row for row in _linear24_rows() if (row["dtype"], row["in"], row["out"], row["tokens"]) == wanted
-    )
+    keys = ("dtype", "in", "out", "tokens")
+    (row,) = (row for row in _linear24_rows(machine) if tuple(row[key] for key in keys) == wanted)
     return row

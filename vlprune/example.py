@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .models.running import image_dtype, model_device
 
-__all__ = ["DEFAULT_BATCH", "example_inputs"]
+__all__ = ["example_inputs"]
 
 DEFAULT_BATCH = 8
 

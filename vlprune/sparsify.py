@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import measure, models, ops
-from .example import DEFAULT_BATCH, example_inputs
+from .example import example_inputs
 from .fusion import FusedActivation, find_activation
 from .models.running import evaluating
 from .nn import Linear24
@@ -150,12 +150,7 @@ def sparsify_(
             and (filter_fn is None or filter_fn(module, name))
         }
         layers = {name: layer for name, layer in layers.items() if _PATTERN.holds(layer.weight.detach())}
-        shapes: dict[str, torch.Size] = {}
-        batch = DEFAULT_BATCH
-        if only_if_faster and layers:
-            inputs = example_inputs(model, example)
-            batch = len(inputs[0])
-            shapes = _input_shapes(model, layers, *inputs)
+        shapes = _input_shapes(model, layers, example) if only_if_faster and layers else {}
         for name in shapes.keys() & one_token_layers(model):
             batch, _, features = shapes[name]
             shapes[name] = torch.Size((batch, 1, features))
@@ -169,7 +164,7 @@ def sparsify_(
         raise
     finally:
         models.merge_attention_(model, [n for n in split if not _has_packed(model.get_submodule(n))])
-    return SparsifyReport(choices, tuple(fuse_(model, batch=batch)))
+    return SparsifyReport(choices, tuple(fuse_(model)))
 
 
 class _Swaps:
@@ -301,10 +296,8 @@ def _has_packed(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _input_shapes(
-    model: nn.Module, layers: dict[str, nn.Linear], images: Tensor, texts: Tensor | None
-) -> dict[str, torch.Size]:
-    """Shape that each layer's input has in one forward, in eval mode."""
+def _input_shapes(model: nn.Module, layers: dict[str, nn.Linear], example: Any) -> dict[str, torch.Size]:
+    """Shape that each layer's input has in one forward of the example, in eval mode."""
     shapes: dict[str, torch.Size] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -317,6 +310,7 @@ def _input_shapes(
         stack.enter_context(evaluating(model))
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(note(name)).remove)
+        images, texts = example_inputs(model, example)
         if texts is None:
             model.encode_image(images)  # type: ignore[operator]
         else:

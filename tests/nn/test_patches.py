@@ -56,12 +56,12 @@ def test_the_faster_form_runs(timed, winner):
     model = tiny_clip()
     images = torch.randn(2, 3, *model.visual.image_size)
     before = model.visual.conv1(images).detach()
-    said = [what for what in fuse_(model, dense=True, batch=5) if "conv1" in what]
+    said = [what for what in fuse_(model, dense=True) if "conv1" in what]
     assert said == (["visual.conv1 is a product"] if winner == "product" else [])
     assert type(model.visual.conv1) is (patches.Conv2d if winner == "product" else nn.Conv2d)
     (forms,) = asked
     assert forms["product"].shape == forms["convolution"].shape
-    assert len(forms["product"]) == 5
+    assert len(forms["product"]) == 8
     torch.testing.assert_close(forms["product"], forms["convolution"])
     with torch.no_grad():
         torch.testing.assert_close(model.visual.conv1(images), before)
@@ -72,16 +72,16 @@ def test_the_faster_form_runs(timed, winner):
 def test_it_is_timed_once_for_what_is_alike(timed):
     asked = timed("product")
     conv = nn.Conv2d(3, 8, 8, 8)
-    for kind in (conv, copy.deepcopy(conv), patches_conv(conv)):
-        assert patches.product_is_faster(kind, (16, 16), 2)
+    for kind in (conv, copy.deepcopy(conv), as_product(conv)):
+        assert patches.product_is_faster(kind, (16, 16))
     assert len(asked) == 1
-    others = [(conv, (16, 24), 2), (conv, (16, 16), 3), (nn.Conv2d(3, 8, 8, 8, bias=False), (16, 16), 2)]
-    for number, other in enumerate([*others, (conv.bfloat16(), (16, 16), 2)], start=2):
+    others = [(conv, (16, 24)), (nn.Conv2d(3, 8, 8, 8, bias=False), (16, 16)), (conv.bfloat16(), (16, 16))]
+    for number, other in enumerate(others, start=2):
         patches.product_is_faster(*other)
         assert len(asked) == number
 
 
-def patches_conv(conv):
+def as_product(conv):
     product = copy.deepcopy(conv)
     product.__class__ = patches.Conv2d
     return product
@@ -89,8 +89,8 @@ def patches_conv(conv):
 
 def test_what_cannot_be_a_product_is_not_timed(timed):
     asked = timed("product")
-    assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 20), 2)
-    assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8, device="meta"), (16, 16), 2)
+    assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 20))
+    assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8, device="meta"), (16, 16))
     assert asked == []
 
 
@@ -98,7 +98,7 @@ def test_timing_leaves_the_random_numbers_alone(monkeypatch):
     monkeypatch.setattr(patches, "_faster", {})
     conv = nn.Conv2d(3, 4, 8, 8)
     before = torch.get_rng_state()
-    patches.product_is_faster(conv, (8, 8), 1)
+    patches.product_is_faster(conv, (8, 8))
     assert torch.equal(torch.get_rng_state(), before)
 
 

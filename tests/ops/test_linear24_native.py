@@ -177,12 +177,24 @@ def test_a_token_does_not_depend_on_its_neighbours(variant, dtype):
             assert torch.equal(part, together[first:last]), f"tokens {first}:{last}, few: {few}"
 
 
+@pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("few", [False, True], ids=["form for many", "form for few"])
-@pytest.mark.parametrize("tokens", [1, 5, 17, 60, 100])
-def test_either_form_serves_any_number_of_tokens(variant, tokens, few):
-    values, meta, dense = random_weight(50, 772, torch.float32)
-    x = torch.randn(tokens, 772, generator=torch.Generator().manual_seed(10))
+@pytest.mark.parametrize("tokens", [1, 5, 17, 33, 60, 100])
+def test_either_form_serves_any_number_of_tokens(variant, tokens, few, dtype):
+    values, meta, dense = random_weight(50, 772, dtype)
+    x = torch.randn(tokens, 772, generator=torch.Generator().manual_seed(10)).to(dtype)
     assert_close(linear24(variant, x, values, meta, few=few), dense_linear(x, dense))
+
+
+@pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("few", [False, True], ids=["form for many", "form for few"])
+def test_the_two_of_a_group_may_come_in_either_order(variant, few, dtype):
+    values, meta, _ = random_weight(18, 200, dtype)
+    x = torch.randn(20, 200, generator=torch.Generator().manual_seed(11)).to(dtype)
+    turned = (meta & 0b0011_0011) << 2 | meta >> 2 & 0b0011_0011
+    other = values.view(18, -1, 2).flip(-1).reshape(18, -1)
+    got, expected = (linear24(variant, x, *weight, few=few) for weight in ((other, turned), (values, meta)))
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype][0], atol=TOLERANCE[dtype][1])
 
 
 # The kept inputs of a group by row. Partners are chosen in tiles of 8 or 16 rows.

@@ -83,7 +83,7 @@ class VisionTransformer(transformer.VisionTransformer):  # type: ignore[misc]
         return pooled if self.proj is None else pooled @ self.proj
 
 
-def fuse_(model: nn.Module, *, dense: bool = False, batch: int = 8) -> list[str]:
+def fuse_(model: nn.Module, *, dense: bool = False) -> list[str]:
     """Give open_clip's blocks, and the image tower around them, the classes of this file, in place.
 
     To all blocks of a stack or none, and only where one holds a packed layer. The blocks are not measured:
@@ -92,7 +92,6 @@ def fuse_(model: nn.Module, *, dense: bool = False, batch: int = 8) -> list[str]
     Args:
         model: any module; a second call changes nothing.
         dense: whether also where no layer is packed.
-        batch: images that the patches' product is timed on, beside their convolution.
 
     Returns:
         What was done to the tower, in words.
@@ -111,7 +110,7 @@ def fuse_(model: nn.Module, *, dense: bool = False, batch: int = 8) -> list[str]
         blocks = tower.transformer.resblocks
         if len(blocks) == 0 or type(blocks[-1]) is not ResidualAttentionBlock:
             continue
-        if cuts_patches(tower.conv1) and product_is_faster(tower.conv1, tower.image_size, batch):
+        if cuts_patches(tower.conv1) and product_is_faster(tower.conv1, tower.image_size):
             tower.conv1.__class__ = Conv2d
             done.append(f"{name}conv1 is a product")
         if reads_one_token(tower):
