@@ -4,9 +4,12 @@ import pytest
 import torch
 
 import vlprune.ops
+from vlprune.models import split_attention_
 from vlprune.nn import PackedAttention, attention_mask
+from vlprune.nn.blocks import fuse_
 
 from .attention_cases import CLOSE, B, D, H, L, causal, mha, open_clip_attention, x
+from .zoo import build, inputs
 
 
 def calls_of_head_attention(monkeypatch):
@@ -105,7 +108,8 @@ def test_a_mask_that_was_written_to_is_another():
     torch.testing.assert_close(packed(x(), need_weights=False, attn_mask=mask)[0], before, **CLOSE)
 
 
-def test_new_masks_are_looked_at_a_few_times_only(monkeypatch):
+def test_new_masks_on_a_device_are_looked_at_a_few_times_only(monkeypatch):
+    monkeypatch.setattr(attention_mask, "_stops_the_host", lambda mask: True)
     packed, known = PackedAttention.from_attention(mha()), causal()
     packed(x(), need_weights=False, attn_mask=known)
     calls = calls_of_head_attention(monkeypatch)
@@ -115,6 +119,34 @@ def test_new_masks_are_looked_at_a_few_times_only(monkeypatch):
     assert len(calls) == 7
     packed(x(), need_weights=False, attn_mask=known)
     assert len(calls) == 8
+
+
+def test_new_masks_on_the_cpu_are_looked_at_every_time(monkeypatch):
+    packed = PackedAttention.from_attention(mha())
+    calls = calls_of_head_attention(monkeypatch)
+    results = [packed(x(), need_weights=False, attn_mask=causal())[0] for _ in range(12)]
+    assert len(calls) == 12
+    assert all(torch.equal(got, results[0]) for got in results)
+
+
+def test_fused_blocks_hand_the_mask_on_as_it_is(monkeypatch):
+    """In a model of half precision open_clip's own make a new one, of another dtype, in every forward."""
+    looked = []
+    original = attention_mask._equals_causal
+    monkeypatch.setattr(attention_mask, "_equals_causal", lambda *args: looked.append(1) or original(*args))
+    model = build("half")
+    text = inputs(model, 2)[1]
+    split_attention_(model)
+    with torch.no_grad():
+        expected = model.encode_text(text)
+        looked.clear()
+        model.encode_text(text)
+        assert len(looked) == len(model.transformer.resblocks)
+        fuse_(model, dense=True)
+        looked.clear()
+        results = [model.encode_text(text) for _ in range(3)]
+    assert len(looked) == 1
+    assert all(torch.equal(got, expected) for got in results)
 
 
 def test_a_learned_mask_gets_its_gradient():

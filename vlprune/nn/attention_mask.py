@@ -28,8 +28,9 @@ class KnownMasks:
     (a write through ``.data`` moves no version and is not seen). What was found is shared by all layers.
 
     Args:
-        looks: how often `is_causal` looks at numbers at most. A look stops the host for the device, so a
-            model that makes a new mask for every forward is not to cost one each time.
+        looks: how often `is_causal` looks at numbers of another device at most. Such a look stops the host
+            for the device, so a model that makes a new mask for every forward is not to cost one each time;
+            open_clip's blocks do, of a mask that is not of the model's dtype.
 
     """
 
@@ -42,7 +43,7 @@ class KnownMasks:
         """Whether `mask` blocks for each of `length` tokens all that come after it, and does nothing else.
 
         False also where that is not known: while a graph is traced or captured, for tensors without a
-        version (made in inference mode), for masks that are learned, and after the last look.
+        version (made in inference mode), for masks that are learned, and on a device after the last look.
         """
         if mask.shape != (length, length) or torch.compiler.is_compiling() or type(mask) is not Tensor:
             return False
@@ -53,9 +54,10 @@ class KnownMasks:
         kept = self._found.get(owner)
         if kept is not None and place in kept:
             return kept[place]
-        if not self._looks or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return False
-        self._looks -= 1
+        if _stops_the_host(mask):
+            if not self._looks or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
+                return False
+            self._looks -= 1
         if kept is None:
             kept = self._found[owner] = {}
         else:
@@ -63,6 +65,10 @@ class KnownMasks:
                 del kept[old]
         kept[place] = _equals_causal(mask, true_blocks)
         return kept[place]
+
+
+def _stops_the_host(mask: Tensor) -> bool:
+    return mask.device.type != "cpu"
 
 
 def _equals_causal(mask: Tensor, true_blocks: bool) -> bool:

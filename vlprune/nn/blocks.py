@@ -45,8 +45,9 @@ class ResidualAttentionBlock(transformer.ResidualAttentionBlock):  # type: ignor
         """
         if "attention" in vars(self):
             return super().forward(q_x, k_x, v_x, attn_mask)  # type: ignore[no-any-return]
-        mask = None if attn_mask is None else attn_mask.to(q_x.dtype)
         attn: Any = self.attn
+        # PackedAttention converts what it adds, and knows a mask again by the tensor
+        mask = attn_mask if attn_mask is None or type(attn) is PackedAttention else attn_mask.to(q_x.dtype)
         adds = type(attn) is PackedAttention and _adds(self.ls_1, attn, attn.out_proj)
         norm = _read_by(attn.qkv, self.ln_1, q_x) if adds and first is None else None
         h = self.ln_1(q_x) if norm is None else q_x
