@@ -124,7 +124,8 @@ PYBIND11_MODULE(VLPRUNE_MODULE, m) {
         [](Address x, int64_t ldx, Address norm_weight, Address norm_bias, float norm_eps, Address prepared, bool few,
            Address bias, Address residual, int dtype, int64_t tokens, int64_t out, int64_t in, int activation,
            Address y, int threads, int isa) {
-            if (!norm_weight != !norm_bias) throw std::invalid_argument("linear24: a layer norm is a weight and a bias");
+            if (!norm_weight != !norm_bias)
+                throw std::invalid_argument("linear24: a layer norm is a weight and a bias");
             const LayerNorm norm{at<float>(norm_weight), at<float>(norm_bias), norm_eps};
             linear24(at<void>(x), ldx, norm_weight ? &norm : nullptr, at<void>(prepared), few, at<void>(bias),
                      at<void>(residual), dtype_of(dtype), tokens, out, in, static_cast<Activation>(activation),

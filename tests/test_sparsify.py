@@ -166,6 +166,21 @@ def test_failure_half_way_puts_everything_back(clip, batches, monkeypatch):
     assert_same(outputs(clip, batches), before)
 
 
+def test_failure_at_the_end_puts_everything_back(clip, batches, monkeypatch):
+    vlprune.prune_(clip, MagnitudeConfig())
+    types = [(name, type(m)) for name, m in clip.named_modules()]
+    before = outputs(clip, batches)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlprune.nn.blocks.product_is_faster", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vlprune.sparsify_(clip, only_if_faster=False)
+    assert [(name, type(m)) for name, m in clip.named_modules()] == types
+    assert_same(outputs(clip, batches), before)
+
+
 def test_example_of_the_wrong_size_leaves_the_model(clip):
     vlprune.prune_(clip, MagnitudeConfig())
     types = [(name, type(m)) for name, m in clip.named_modules()]

@@ -122,7 +122,8 @@ def sparsify_(
 
     Around packed layers `vlprune.nn.blocks` leaves out work that no result needs: these layers add the
     residuals; an image tower whose embedding is read from the class token runs its last block for that token
-    alone; and on a CPU its patch embedding is one product if that measures faster.
+    alone; and on a CPU its patch embedding is one product if that measures faster for eight images, whatever
+    `example` and `only_if_faster` say.
 
     Args:
         model: a model pruned to "2:4".
@@ -159,12 +160,13 @@ def sparsify_(
             _choose(swaps, name, layer, backend, only_if_faster, shapes, timed)
             for name, layer in layers.items()
         )
+        also = tuple(fuse_(model))
     except BaseException:
         swaps.undo()
         raise
     finally:
         models.merge_attention_(model, [n for n in split if not _has_packed(model.get_submodule(n))])
-    return SparsifyReport(choices, tuple(fuse_(model)))
+    return SparsifyReport(choices, also)
 
 
 class _Swaps:

@@ -1,4 +1,5 @@
-// linear24 in bfloat16 with the dot-product instruction: outputs on the lanes, any number of tokens.
+// linear24 in bfloat16 with the dot-product instruction: for many tokens linear24_avx512_dots.h, for few outputs on
+// the lanes.
 //
 // A group of four inputs is 64 bits. It is broadcast to every 64 bits of a register, one byte shuffle picks
 // two inputs for each 32-bit lane, and vdpbf16ps multiplies them by the two kept values of that lane's output.

@@ -1,4 +1,4 @@
-// What the two schemes of linear24 share: arithmetic, shares of work, bias and output.
+// What the schemes of linear24 share: arithmetic, shares of work, bias and output.
 #pragma once
 #include <cstdint>
 #include <cstring>

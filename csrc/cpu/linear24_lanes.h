@@ -40,7 +40,7 @@ struct Lanes {
 #pragma GCC unroll 8
         for (int t = 0; t < tokens; ++t) sum[t] = V::load(start + t * start_stride);
         for (; groups > 0; groups -= step_groups, ++step) {
-            if constexpr (V::reads_ahead) V::template prefetch_stream<sizeof(Weight), 2 * sizeof(Weight)>(step);
+            if constexpr (V::prefetches_few) V::template prefetch_stream<sizeof(Weight), 2 * sizeof(Weight)>(step);
             auto picks = V::load_bits(step->picks);
             const int count = static_cast<int>(least(step_groups, groups));
             for (int g = 0; g < count; ++g, x += 4) {

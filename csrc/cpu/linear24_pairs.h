@@ -51,6 +51,7 @@ struct Pairs {
         Partners partners[W / 2];
         uint8_t shared, own;
     };
+    static_assert(sizeof(Tile) >= sizeof(Tile::pairs) + 3 * sizeof(uint64_t), "three words are read ahead");
 
     static int64_t bytes(int64_t out, int64_t in) {
         return ceil_div(out, W) * ceil_div(in, inputs) * static_cast<int64_t>(sizeof(Tile));

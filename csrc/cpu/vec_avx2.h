@@ -13,6 +13,8 @@ struct Vec {
     static constexpr int panel_inputs = 128;
     static constexpr int chunk_units = 64;  // 1024 rows: 196 KB of sums
     static constexpr bool reads_ahead = false;
+    // Whether a weight for few tokens is asked for ahead; with AVX2 that was not worth its instructions.
+    static constexpr bool prefetches_few = false;
     static constexpr int two_pairs_to = 2;  // vectors: with three the registers are too few
     // From this many tokens on they go on the lanes: of 12 to 20, fewer are faster the other way (Zen 3, float32).
     static constexpr int panel_from = 14;

@@ -13,6 +13,7 @@ struct Vec {
     static constexpr int panel_inputs = 64;
     static constexpr int chunk_units = 32;  // 512 rows: 288 KB of sums
     static constexpr bool reads_ahead = true;
+    static constexpr bool prefetches_few = true;
     static constexpr int two_pairs_to = 4;  // vectors
     // From this many tokens on they go on the lanes, which is then no slower on Zen 5.
     static constexpr int panel_from = 21;

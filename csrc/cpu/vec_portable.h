@@ -14,6 +14,7 @@ struct Vec {
     static constexpr int panel_inputs = 64;
     static constexpr int chunk_units = 32;  // 512 rows: 288 KB of sums
     static constexpr bool reads_ahead = false;
+    static constexpr bool prefetches_few = false;
     static constexpr int two_pairs_to = 1;
     static constexpr int panel_from = 25;
 

@@ -1,5 +1,6 @@
 """The cases: each checked and run at a small size, what they count, and which of them a selection takes."""
 
+import itertools
 import json
 import time
 from functools import partial
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from vlprune import ops
-from vlprune.bench import OURS, Selection, cases, published, run_bench, runner, towers
+from vlprune.bench import OURS, Selection, cases, onednn, published, run_bench, runner, towers
 from vlprune.bench.case import DTYPES, Case
 from vlprune.bench.onednn import has_onednn
 from vlprune.bench.ops_cases import attention_case, linear24_case
@@ -74,6 +75,7 @@ def test_onednn_gives_the_dense_product(dtype, activation):
 
 @pytest.mark.parametrize("missing", ["operator", "device", "build"])
 def test_where_there_is_no_onednn_it_is_no_peer(monkeypatch, missing):
+    monkeypatch.setattr(onednn, "_computes", onednn._computes.__wrapped__)  # not what was found before
     if missing == "operator":
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     if missing == "build":
@@ -269,8 +271,10 @@ def test_ceilings_are_ratios_of_sizes_and_times(monkeypatch):
     monkeypatch.setattr(ceilings, "_MEMORY", 2**14)
     monkeypatch.setattr(ceilings, "_SQUARES", {"cpu": (16, 32)})
     found = ceilings.ceilings(CPU, ("fp32",), seconds=0.001)
-    small, large, _, product = found["rows"]
+    small, large, *products = found["rows"]
+    forms = ["F.linear", *(["oneDNN"] if has_onednn(torch.float32, CPU) else [])]
+    assert [(row["product"], row["form"]) for row in products] == list(itertools.product((16, 32), forms))
     assert small["bytes_per_second"] == 2 * 2**10 / small["times"]["p20"]
     assert found["bandwidth"] == {"cache": small["bytes_per_second"], "memory": large["bytes_per_second"]}
-    assert product["operations_per_second"] == 2 * 32**3 / product["times"]["p20"]
-    assert found["rate"]["fp32"] == max(row["operations_per_second"] for row in found["rows"][2:])
+    assert products[-1]["operations_per_second"] == 2 * 32**3 / products[-1]["times"]["p20"]
+    assert found["rate"]["fp32"] == max(row["operations_per_second"] for row in products)

@@ -149,6 +149,22 @@ def test_fused_blocks_hand_the_mask_on_as_it_is(monkeypatch):
     assert all(torch.equal(got, expected) for got in results)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.bfloat16])
+def test_fused_blocks_read_a_mask_as_open_clip_does(dtype):
+    """There a boolean one is numbers to add."""
+    model = build("clip")
+    mask = torch.ones(7, 7).triu(1)
+    mask = (mask if dtype in (torch.bool, torch.int64) else -2 * mask).to(dtype)
+    q = torch.randn(2, 7, model.transformer.width)
+    with torch.no_grad():
+        expected = model.transformer.resblocks[0](q, attn_mask=mask)
+        split_attention_(model)
+        fuse_(model, dense=True)
+        got = model.transformer.resblocks[0](q, attn_mask=mask)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(got, model.transformer.resblocks[0](q), atol=1e-3)
+
+
 def test_a_learned_mask_gets_its_gradient():
     packed, mask = PackedAttention.from_attention(mha()), causal().requires_grad_()
     packed(x(), need_weights=False, attn_mask=mask)[0].sum().backward()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_clip
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlprune import measure
 from vlprune.nn import patches
@@ -18,10 +19,10 @@ def timed(monkeypatch):
     monkeypatch.setattr(patches, "_faster", {})
     asked = []
 
-    def say(winner):
+    def say(winner, slower=1.0):
         def compare(candidates, **_):
             asked.append({name: run() for name, run in candidates.items()})
-            return {name: measure.Timing.of([1.0 + (name != winner)]) for name in candidates}
+            return {name: measure.Timing.of([1.0 + slower * (name != winner)]) for name in candidates}
 
         monkeypatch.setattr(patches.measure, "compare", compare)
         return asked
@@ -85,6 +86,28 @@ def as_product(conv):
     product = copy.deepcopy(conv)
     product.__class__ = patches.Conv2d
     return product
+
+
+def test_what_is_as_fast_stays_as_it_is(timed):
+    timed("product", slower=0.04)
+    assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 16))
+
+
+def test_another_default_device_changes_nothing(timed):
+    asked = timed("product")
+    for bias in (True, False):
+        conv = nn.Conv2d(3, 8, 8, 8, bias=bias)
+        with torch.device("meta"):
+            assert patches.product_is_faster(conv, (16, 16))
+    assert all(form.device.type == "cpu" for forms in asked for form in forms.values())
+
+
+def test_fake_tensors_are_not_timed(timed):
+    asked = timed("product")
+    with FakeTensorMode():
+        assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 16))
+    assert asked == []
+    assert patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 16))
 
 
 def test_what_cannot_be_a_product_is_not_timed(timed):

@@ -210,7 +210,7 @@ PICKS = {
 @pytest.mark.parametrize("inputs", [128, 132, 260])
 @pytest.mark.parametrize("pick", PICKS.values(), ids=PICKS)
 def test_rows_may_keep_any_inputs_in_common(variant, dtype, pick, inputs):
-    out, tokens = 37, 50
+    out, tokens = 37, 70
     values, meta, _ = random_weight(out, inputs, dtype)
     kept = torch.tensor([pick(row) for row in range(out)])
     nibbles = (kept[:, 0] | kept[:, 1] << 2).to(torch.uint8)
@@ -222,17 +222,20 @@ def test_rows_may_keep_any_inputs_in_common(variant, dtype, pick, inputs):
 
 
 @pytest.mark.parametrize("dtype", DTYPE, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kept", [(0, 1), (2, 3)], ids=["low", "high"])
-@pytest.mark.parametrize("tokens", [3, 50])
-def test_infinity_at_an_input_stays_out_of_rows_without_it(variant, tokens, kept, dtype):
+@pytest.mark.parametrize("few", [False, True], ids=["form for many", "form for few"])
+@pytest.mark.parametrize(
+    "kept", list(itertools.combinations(range(4), 2)), ids=lambda kept: f"{kept[0]} and {kept[1]}"
+)
+@pytest.mark.parametrize(("inputs", "tokens"), [(68, 3), (68, 50), (228, 70)])
+def test_infinity_at_an_input_stays_out_of_rows_without_it(variant, inputs, tokens, kept, few, dtype):
     # also where kept weights are padded to whole vectors
-    values, meta, _ = random_weight(21, 68, dtype)
-    meta[:] = 0b0100_0100 if kept == (0, 1) else 0b1110_1110
-    x = torch.randn(tokens, 68, generator=torch.Generator().manual_seed(9)).to(dtype)
-    expected = linear24(variant, x, values, meta)
+    values, meta, _ = random_weight(21, inputs, dtype)
+    meta[:] = (kept[0] | kept[1] << 2) * 0b0001_0001
+    x = torch.randn(tokens, inputs, generator=torch.Generator().manual_seed(9)).to(dtype)
+    expected = linear24(variant, x, values, meta, few=few)
     for other in {0, 1, 2, 3} - set(kept):
         x[:, other::4] = float("inf")
-    assert torch.equal(linear24(variant, x, values, meta), expected)
+    assert torch.equal(linear24(variant, x, values, meta, few=few), expected)
 
 
 def test_no_tokens_is_no_work(variant):

@@ -7,6 +7,8 @@ name, so where a release lacks them there is no such peer.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -19,13 +21,21 @@ ONEDNN = "oneDNN"
 
 def has_onednn(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this PyTorch and this CPU have the product in this dtype."""
-    ops = torch.ops.mkldnn
     built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type != "cpu" or not built:
+    return bool(built) and device.type == "cpu" and _computes(dtype)
+
+
+@cache
+@torch.inference_mode(False)
+def _computes(dtype: torch.dtype) -> bool:
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False  # it would, by a reference of its own
+        ones = torch.ones(16, 16, dtype=dtype, device="cpu")
+        with torch.no_grad():
+            return bool((OneDnnLinear(ones, None, 16)(ones) == 16).all())
+    except (AttributeError, RuntimeError):
         return False
-    if not (hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported()))
 
 
 class OneDnnLinear(nn.Module):

@@ -106,15 +106,16 @@ def _all(device: str) -> list[Case]:
         for t in TOKENS
     ]
     found += [linear24_case(t, 768, 3072, main, "gelu", quick=t == 400) for t in TOKENS]
-    found += _attention(main) + _scoring(main, True) + _scoring(half, False)
+    found += _attention(main, (50, 77, 197, 257)) + _attention(half, (50, 197))
+    found += _scoring(main, True) + _scoring(half, False)
     return found + _towers(device, main, half)
 
 
-def _attention(dtype: str) -> list[Case]:
+def _attention(dtype: str, quick: tuple[int, ...]) -> list[Case]:
     # ViT-B/32, the text tower, ViT-B/16, ViT-L/14 at 224 and 336 pixels
     sizes = ((50, 12, False), (77, 8, True), (197, 12, False), (257, 16, False), (577, 16, False))
     return [
-        attention_case(batch, tokens, heads, dtype, causal, quick=batch == 8 and tokens < 577)
+        attention_case(batch, tokens, heads, dtype, causal, quick=batch == 8 and tokens in quick)
         for tokens, heads, causal in sizes
         for batch in (1, 8)
     ]
@@ -132,8 +133,11 @@ def _scoring(dtype: str, quick: bool) -> list[Case]:
 def _towers(device: str, main: str, half: str) -> list[Case]:
     slow = not device.startswith("cuda")
     batches = (1, 8) if slow else (1, 64)
+    quick = {(main, tower, batch) for tower in ("image", "text") for batch in batches}
+    if slow:
+        quick.add((half, "image", 8))
     return [
-        tower_case(model, tower, batch, dtype, quick=model == "ViT-B-32" and dtype == main)
+        tower_case(model, tower, batch, dtype, quick=model == "ViT-B-32" and (dtype, tower, batch) in quick)
         for dtype in (main, half)
         for model in (("ViT-B-32",) if slow and dtype == half else ("ViT-B-32", "ViT-B-16", "ViT-L-14"))
         for batch in batches

@@ -46,8 +46,11 @@ class ResidualAttentionBlock(transformer.ResidualAttentionBlock):  # type: ignor
         if "attention" in vars(self):
             return super().forward(q_x, k_x, v_x, attn_mask)  # type: ignore[no-any-return]
         attn: Any = self.attn
-        # PackedAttention converts what it adds, and knows a mask again by the tensor
-        mask = attn_mask if attn_mask is None or type(attn) is PackedAttention else attn_mask.to(q_x.dtype)
+        mask = attn_mask
+        # PackedAttention converts what it adds, and knows a mask again by the tensor; numbers that are no
+        # floats are added here, and mean something else there
+        if mask is not None and not (type(attn) is PackedAttention and mask.is_floating_point()):
+            mask = mask.to(q_x.dtype)
         adds = type(attn) is PackedAttention and _adds(self.ls_1, attn, attn.out_proj)
         norm = _read_by(attn.qkv, self.ln_1, q_x) if adds and first is None else None
         h = self.ln_1(q_x) if norm is None else q_x
@@ -98,20 +101,24 @@ def fuse_(model: nn.Module, *, dense: bool = False) -> list[str]:
         What was done to the tower, in words.
 
     """
-    for stack in model.modules():
-        known = isinstance(stack, nn.ModuleList) and len(stack) > 0 and all(map(_is_known, stack))
-        if known and (dense or any(isinstance(m, Linear24 | QuantizedLinear24) for m in stack.modules())):
-            for block in stack.children():
-                block.__class__ = ResidualAttentionBlock
+    stacks = [stack for stack in model.modules() if _is_fusible(stack, dense)]
+    towers = [
+        (f"{name}." if name else name, tower)
+        for name, tower in model.named_modules()
+        if type(tower) in (transformer.VisionTransformer, VisionTransformer)
+        and any(stack is tower.transformer.resblocks for stack in stacks)
+    ]
+    # measured before anything is changed: that may fail, or be interrupted
+    products = [
+        cuts_patches(tower.conv1) and product_is_faster(tower.conv1, tower.image_size) for _, tower in towers
+    ]
+    for stack in stacks:
+        for block in stack.children():
+            block.__class__ = ResidualAttentionBlock
     done: list[str] = []
-    for name, tower in model.named_modules():
-        if type(tower) not in (transformer.VisionTransformer, VisionTransformer):
-            continue
-        name = f"{name}." if name else name
+    for (name, tower), product in zip(towers, products, strict=True):
         blocks = tower.transformer.resblocks
-        if len(blocks) == 0 or type(blocks[-1]) is not ResidualAttentionBlock:
-            continue
-        if cuts_patches(tower.conv1) and product_is_faster(tower.conv1, tower.image_size):
+        if product:
             tower.conv1.__class__ = Conv2d
             done.append(f"{name}conv1 is a product")
         if reads_one_token(tower):
@@ -154,6 +161,11 @@ def _pools_one_token(tower: Any) -> bool:
         and tower.attn_pool is None
         and not tower.output_tokens
     )
+
+
+def _is_fusible(stack: nn.Module, dense: bool) -> bool:
+    known = isinstance(stack, nn.ModuleList) and len(stack) > 0 and all(map(_is_known, stack))
+    return known and (dense or any(isinstance(m, Linear24 | QuantizedLinear24) for m in stack.modules()))
 
 
 def _is_known(block: nn.Module) -> bool:

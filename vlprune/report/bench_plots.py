@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..bench import OURS, Crossover
+from ..bench.onednn import ONEDNN
 from ..bench.ops_cases import DENSE, SDPA
 from .figure import GREY, LINES, figure, svg
 
@@ -25,8 +26,8 @@ _MARKS = {"linear24": ("#0072B2", "o"), "head_attention": ("#009E73", "^")}
 def roofline(record: Mapping[str, Any], dtype: str) -> str | None:
     """Operations a second over operations a byte, with what the machine was measured to reach.
 
-    Operations are those of the dense form, so a 2:4 product may stand above the dense ceiling, up to twice
-    of it. None if nothing of this dtype has a place.
+    Operations are those of the dense form, so a 2:4 product may stand above the dense ceiling, which is the
+    best of the dense forms, up to twice of it. None if nothing of this dtype has a place.
     """
     found = record["ceilings"]
     rows = [
@@ -35,12 +36,12 @@ def roofline(record: Mapping[str, Any], dtype: str) -> str | None:
     if not found or dtype not in found["rate"] or not rows:
         return None
     made, axes = figure(_WIDTH, _HEIGHT)
-    dense = [_point(row, name) for row in rows for name in row["times"] if name in (DENSE, SDPA)]
+    dense = [_point(row, name) for row in rows for name in row["times"] if name in (DENSE, ONEDNN, SDPA)]
     axes.scatter(*zip(*dense, strict=True), s=16, color=GREY, marker="D", label="PyTorch, dense", zorder=3)
     for op, (color, marker) in _MARKS.items():
         if points := [_point(row, OURS) for row in rows if row["op"] == op]:
             axes.scatter(*zip(*points, strict=True), s=22, color=color, marker=marker, label=op, zorder=4)
-    drawn = [_point(row, name)[0] for row in rows for name in row["times"] if name in (OURS, DENSE, SDPA)]
+    drawn = [x for x, _ in dense] + [_point(row, OURS)[0] for row in rows]
     _ceilings(axes, found, dtype, drawn)
     axes.set_xscale("log")
     axes.set_yscale("log")
