@@ -1,8 +1,8 @@
 """The convolution that cuts an image into patches, as one product where that measures faster on this CPU.
 
-PyTorch may give the two to different libraries, of which one may not know the processor well: on Zen 3 the
-product is the faster one, on Zen 5 the convolution, in float32 at a batch of 8, because MKL computes there
-with half as wide registers as the processor has.
+PyTorch may give the two to different libraries, of which one may not know the processor well: with float32 on
+Zen 3 MKL's product is the faster one, on Zen 5 oneDNN's convolution, because MKL computes there with half as
+wide registers as the processor has.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def product_is_faster(conv: nn.Conv2d, size: tuple[int, int]) -> bool:
             min_seconds=0.03,
             max_seconds=1.0,
         )
-        _faster[key] = times["product"].median * _MARGIN < times["convolution"].median
+        # of two threads that come here at once, both use the verdict that stays
+        _faster.setdefault(key, times["product"].median * _MARGIN < times["convolution"].median)
     return _faster[key]
 
 
