@@ -100,8 +100,8 @@ struct Dots {
         }
     }
 
-    // With its operand from memory: GCC has no such form of the intrinsic, and a load of its own is one more operation
-    // for every dot.
+    // With its operand from memory: GCC 12 does not fold the load into the intrinsic, and a load of its own is one more
+    // operation for every dot.
     static void add_dot(__m512& sum, __m512 weight, const char* x) {
 #ifdef VLPRUNE_EMULATE_AVX512
         sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(weight), (__m512bh)_mm512_loadu_si512(x));

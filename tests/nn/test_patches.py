@@ -104,9 +104,12 @@ def test_another_default_device_changes_nothing(timed):
 
 def test_fake_tensors_are_not_timed(timed):
     asked = timed("product")
-    with FakeTensorMode():
+    real = nn.Conv2d(3, 8, 8, 8)
+    with FakeTensorMode(allow_non_fake_inputs=True):
         assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 16))
+        assert not patches.product_is_faster(real, (16, 16))
     assert asked == []
+    assert patches._faster == {}
     assert patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 16))
 
 
@@ -114,15 +117,19 @@ def test_what_cannot_be_a_product_is_not_timed(timed):
     asked = timed("product")
     assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8), (16, 20))
     assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8, device="meta"), (16, 16))
+    assert not patches.product_is_faster(nn.Conv2d(3, 8, 8, 8, dtype=torch.complex64), (16, 16))
     assert asked == []
 
 
-def test_timing_leaves_the_random_numbers_alone(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_timing_leaves_the_random_numbers_alone(monkeypatch, device):
     monkeypatch.setattr(patches, "_faster", {})
     conv = nn.Conv2d(3, 4, 8, 8)
     before = torch.get_rng_state()
-    patches.product_is_faster(conv, (8, 8))
+    with torch.device(device):
+        assert patches.product_is_faster(conv, (8, 8)) in (True, False)
     assert torch.equal(torch.get_rng_state(), before)
+    assert len(patches._faster) == 1
 
 
 @pytest.mark.parametrize(

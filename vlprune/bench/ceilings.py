@@ -53,12 +53,12 @@ def ceilings(device: torch.device, dtypes: tuple[str, ...], *, seconds: float = 
             forms: dict[str, Any] = {DENSE: partial(F.linear, x, w)}
             if has_onednn(DTYPES[name], device):
                 forms[ONEDNN] = partial(OneDnnLinear(w, None, size), x)
-            slowest = 0.0
+            fastest = float("inf")
             for form, call in forms.items():
                 timing = _timed(call, device, seconds)
                 reached = 2 * size**3 / timing.p20
                 rate[name] = max(rate.get(name, 0.0), reached)
-                slowest = max(slowest, timing.median)
+                fastest = min(fastest, timing.median)
                 rows.append(
                     {
                         "product": size,
@@ -69,7 +69,7 @@ def ceilings(device: torch.device, dtypes: tuple[str, ...], *, seconds: float = 
                     }
                 )
             # the next one takes eight times as long: some CPUs have no fast product of some dtypes
-            if slowest > seconds:
+            if fastest > seconds:
                 break
     return {
         "bandwidth": {

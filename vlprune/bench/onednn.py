@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ..fusion import find_activation
 from ..models import split_attention_
 
 __all__ = ["ONEDNN", "OneDnnLinear", "has_onednn", "onednn_"]
@@ -28,12 +29,16 @@ def has_onednn(dtype: torch.dtype, device: torch.device) -> bool:
 @cache
 @torch.inference_mode(False)
 def _computes(dtype: torch.dtype) -> bool:
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
     try:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False  # it would, by a reference of its own
-        ones = torch.ones(16, 16, dtype=dtype, device="cpu")
+        # small whole numbers, of which every sum is exact
+        x, weight = (torch.arange(rows * 16, device="cpu").reshape(rows, 16) % 5 for rows in (3, 32))
         with torch.no_grad():
-            return bool((OneDnnLinear(ones, None, 16)(ones) == 16).all())
+            y = OneDnnLinear(weight.to(dtype), None, 3)(x.to(dtype))
+        return torch.equal(y.long(), x @ weight.T)
     except (AttributeError, RuntimeError):
         return False
 
@@ -63,9 +68,14 @@ class OneDnnLinear(nn.Module):
 
 
 def onednn_(model: nn.Module) -> None:
-    """Compute every linear layer of a model so, in place."""
+    """Compute every linear layer of a model so, with the GELU that follows it, in place."""
     split_attention_(model)
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                setattr(parent, name, OneDnnLinear(child.weight, child.bias, None))
+    for path, layer in list(model.named_modules()):
+        if type(layer) is not nn.Linear:
+            continue
+        name, _, child = path.rpartition(".")
+        parent, fused = model.get_submodule(name), find_activation(model, path)
+        gelu = fused is not None and fused.kind == "gelu"
+        setattr(parent, child, OneDnnLinear(layer.weight, layer.bias, None, gelu))
+        if fused is not None and gelu:
+            setattr(parent, fused.attribute, nn.Identity())

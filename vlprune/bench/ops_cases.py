@@ -49,6 +49,11 @@ def linear24_case(
             rows = x[:_COMPARED].double()
             exact = F.linear(rows, ops.unpack24(values, meta).double(), bias.double())
             exact = F.gelu(exact) if activation else exact
+            if ONEDNN in calls:
+                given: Tensor = calls[ONEDNN]()  # type: ignore[assignment]
+                measure.check_close(
+                    f"{ONEDNN} {label}", given[:_COMPARED], exact, dense(weight, bias)[:_COMPARED]
+                )
             return measure.check_close(label, ours()[:_COMPARED], exact)
 
         calls: dict[str, Call] = {OURS: ours, DENSE: partial(dense, weight, bias)}

@@ -83,7 +83,7 @@ def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: 
             against=(DENSE, DENSE32, by),
         )
 
-    # the strongest there is: without the work that no result needs, and attention by `head_attention` too
+    # without the work that no result needs, GELU in the epilogue, and attention by `head_attention`
     by = f"{DENSE}, {ONEDNN}"
     sizes = {"model": model, "tower": tower, "batch": batch}
     unit = "image" if tower == "image" else "text"

@@ -47,7 +47,7 @@ class KnownMasks:
         """
         if mask.shape != (length, length) or torch.compiler.is_compiling() or type(mask) is not Tensor:
             return False
-        if mask.is_inference() or mask.requires_grad:
+        if mask.is_inference() or mask.requires_grad or mask.is_meta:
             return False
         owner = mask if mask._base is None else mask._base
         place = (mask._version, mask.dtype, mask.storage_offset(), length, mask.stride(), true_blocks)

@@ -57,26 +57,28 @@ def product_is_faster(conv: nn.Conv2d, size: tuple[int, int]) -> bool:
 
     Measured once in a process for the same shapes, dtype and threads, so that a model and what is loaded of
     it agree there to the last bit; in another process, or on another machine, the other form may win, whose
-    sums round otherwise. False where weights are not on a CPU, or are no numbers that can be timed, or
-    patches leave a rest at the edges.
+    sums round otherwise. False where weights are not on a CPU, or of a dtype that is not computed with, or
+    fake, or patches leave a rest at the edges.
     """
     weight = conv.weight
+    computed = weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
     rest = any(pixels % kernel for pixels, kernel in zip(size, conv.kernel_size, strict=True))
     plain = type(weight.data) is Tensor and not torch._C._len_torch_dispatch_stack()
-    if weight.device.type != "cpu" or not plain or rest:
+    if weight.device.type != "cpu" or not computed or not plain or rest:
         return False
     key = (*size, *weight.shape, weight.dtype, conv.bias is None, torch.get_num_threads())
     if key not in _faster:
         images = torch.zeros(_BATCH, conv.in_channels, *size, dtype=weight.dtype, device="cpu")
-        times = measure.compare(
-            {
-                "convolution": lambda: nn.Conv2d.forward(conv, images),
-                "product": lambda: _product(conv, images),
-            },
-            rounds=9,
-            min_seconds=0.03,
-            max_seconds=1.0,
-        )
+        with torch.autocast("cpu", enabled=False):
+            times = measure.compare(
+                {
+                    "convolution": lambda: nn.Conv2d.forward(conv, images),
+                    "product": lambda: _product(conv, images),
+                },
+                rounds=9,
+                min_seconds=0.03,
+                max_seconds=1.0,
+            )
         # of two threads that come here at once, both use the verdict that stays
         _faster.setdefault(key, times["product"].median * _MARGIN < times["convolution"].median)
     return _faster[key]

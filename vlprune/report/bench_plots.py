@@ -37,7 +37,7 @@ def roofline(record: Mapping[str, Any], dtype: str) -> str | None:
         return None
     made, axes = figure(_WIDTH, _HEIGHT)
     dense = [_point(row, name) for row in rows for name in row["times"] if name in (DENSE, ONEDNN, SDPA)]
-    axes.scatter(*zip(*dense, strict=True), s=16, color=GREY, marker="D", label="PyTorch, dense", zorder=3)
+    axes.scatter(*zip(*dense, strict=True), s=16, color=GREY, marker="D", label="dense", zorder=3)
     for op, (color, marker) in _MARKS.items():
         if points := [_point(row, OURS) for row in rows if row["op"] == op]:
             axes.scatter(*zip(*points, strict=True), s=22, color=color, marker=marker, label=op, zorder=4)
