@@ -45,16 +45,20 @@ def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: 
             features: Tensor = of.encode_image(given) if tower == "image" else of.encode_text(given)
             return features
 
-        # made when first called: an older version, which is timed without its peers, need not know how
+        # Made when first called: an older version, which is timed without its peers, need not know how. Not in
+        # inference mode, in which PyTorch runs some copies half as fast.
         @cache
+        @torch.inference_mode(False)
         def fused() -> nn.Module:
             return _fused(dense)
 
         @cache
+        @torch.inference_mode(False)
         def exact() -> nn.Module:
             return copy.deepcopy(dense).float()
 
         @cache
+        @torch.inference_mode(False)
         def by_onednn() -> nn.Module:
             model = _fused(dense)
             onednn_(model)
