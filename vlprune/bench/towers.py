@@ -45,8 +45,8 @@ def tower_case(model: str, tower: str, batch: int, dtype: str = "fp32", **more: 
             features: Tensor = of.encode_image(given) if tower == "image" else of.encode_text(given)
             return features
 
-        # Made when first called: an older version, which is timed without its peers, need not know how. Not in
-        # inference mode, in which PyTorch runs some copies half as fast.
+        # Made when first called: an older version, which is timed without its peers, need not know how. Not
+        # in inference mode, in which PyTorch runs some copies half as fast.
         @cache
         @torch.inference_mode(False)
         def fused() -> nn.Module:
