@@ -9,6 +9,7 @@
 //   Tile             the weight of W rows and one block; they are stored [input block][row tile]
 //   inputs           of a block
 //   panel_vectors    registers of tokens in a panel, at most
+//   chunk_units      of unit_rows rows, whose sums rest between two blocks, at most
 //   stride           floats from one row of sums to the next
 //   block_floats     floats of a block's panel
 //   pack_strip       writes W tokens into the panels of all blocks
