@@ -104,7 +104,8 @@ def test_two_processes_train_as_one_and_the_first_alone_tells(pruned, whole, tmp
         *PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "vlprune", *arguments(pruned, tmp_path, *EXACT, *shard),
     ]  # fmt: skip
-    done = subprocess.run(together, env=ENV, capture_output=True, text=True, check=True)
+    done = subprocess.run(together, env=ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("zeros:") == done.stdout.count("Report:") == 1
     assert "2 processes" in done.stdout
     losses = [[line["loss"] for line in lines_of(out)] for out in (whole, tmp_path)]
