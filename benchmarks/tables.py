@@ -62,9 +62,9 @@ def result(name: str, machine: str = "zen3") -> Any:
     return read_json(RESULTS / MACHINES[machine] / f"{name}.json")
 
 
-def run_text(name: str, machine: str = "zen3") -> str:
+def run_text(name: str) -> str:
     """The record of `vlprune run` as the command prints it."""
-    return report.table(result(name, machine))
+    return report.table(result(name))
 
 
 def case(name: str, peer: str, machine: str = "zen3") -> float:
