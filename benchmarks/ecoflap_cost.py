@@ -10,22 +10,18 @@ interleaved. A subset is the harder case for reuse, whose one full forward serve
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vlprune import measure, models
 from vlprune.data import Batch
 from vlprune.files import write_json
 from vlprune.losses import contrastive
 from vlprune.zeroth_order import zeroth_order_scores
-
-T = TypeVar("T")
 
 MODEL = "ViT-B-32"
 GOAL = 3.0
@@ -46,12 +42,6 @@ def _parts(model: nn.Module) -> tuple[dict[str, models.Block], dict[str, nn.Modu
     return owner, {block.name: block.module for block in blocks}
 
 
-def _counted(run: Callable[[], T]) -> tuple[int, T]:
-    with FlopCounterMode(display=False) as counter:
-        result = run()
-    return counter.get_total_flops(), result
-
-
 def _ratio(published: int, reuse: int) -> dict[str, Any]:
     return {"flops": {"published": published, "reuse": reuse}, "ratio": published / reuse}
 
@@ -59,7 +49,7 @@ def _ratio(published: int, reuse: int) -> dict[str, Any]:
 def _compare(score: partial[dict[str, float]], rounds: int) -> dict[str, Any]:
     """Operations and seconds of both procedures; equal scores are a condition."""
     candidates = {"published": partial(score, reuse=False), "reuse": partial(score, reuse=True)}
-    flops, scores = zip(*(_counted(run) for run in candidates.values()), strict=True)
+    flops, scores = zip(*(measure.flops_of(run) for run in candidates.values()), strict=True)
     if scores[0] != scores[1]:
         raise ValueError(f"scores differ: published {scores[0]}, with reuse {scores[1]}")
     timings = measure.compare(candidates, warmup=0, rounds=rounds, max_seconds=600)
@@ -92,8 +82,8 @@ def main() -> None:
     score = partial(zeroth_order_scores, model, blocks=blocks, batches=batches, loss=contrastive)
     score = partial(score, progress=False)
     with torch.no_grad():
-        forward, _ = _counted(lambda: contrastive(model, batches[0]))
-    counted = _ratio(2 * len(layers) * forward, _counted(partial(score, layers))[0])
+        forward, _ = measure.flops_of(lambda: contrastive(model, batches[0]))
+    counted = _ratio(2 * len(layers) * forward, measure.flops_of(partial(score, layers))[0])
     subset = _compare(partial(score, some), args.rounds)
     result = {
         "what": "zeroth-order scores of both towers, against two full forwards a matrix",

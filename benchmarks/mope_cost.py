@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from vlprune import evaluate, load_data, measure
 from vlprune.files import read_json, write_json
 from vlprune.models import split_attention_
@@ -55,13 +53,6 @@ def by_whole_models(model: Any, data: Any, removed: list[Removable], batch_size:
     return scores
 
 
-def counted(run: Any) -> tuple[dict[str, float], int]:
-    """What a call returns, and its FLOPs."""
-    with FlopCounterMode(display=False) as counter:
-        result = run()
-    return result, counter.get_total_flops()
-
-
 def measured(args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     """Fill in what the row does not have yet."""
     import open_clip
@@ -75,8 +66,8 @@ def measured(args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     if "flops" not in row:
         # products of a single row, as of a batch of one, are rounded in another way than those of several
         data = load_data(f"demo:train:{COUNTED}", preprocess, tokenizer)
-        ours, our_flops = counted(partial(by_reuse, model, data, heads, COUNTED))
-        theirs, two_flops = counted(partial(by_whole_models, model, data, heads[:1], COUNTED))
+        our_flops, ours = measure.flops_of(partial(by_reuse, model, data, heads, COUNTED))
+        two_flops, theirs = measure.flops_of(partial(by_whole_models, model, data, heads[:1], COUNTED))
         if any(ours[key] != score for key, score in theirs.items()):
             raise ValueError(f"scores differ: {theirs}, {ours}")
         # the full model and one without a head cost the same

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vlprune import MagnitudeConfig, measure, prune_, sparsify_, split_attention_
 from vlprune.bench.onednn import has_onednn, onednn_
@@ -60,9 +59,7 @@ def flops(model: Any, images: Tensor) -> int:
     """Of matrix products, with attention in operators that the counter knows."""
     counted = copy.deepcopy(model)
     split_attention_(counted)
-    with FlopCounterMode(display=False) as counter:
-        embed(counted, images)
-    return int(counter.get_total_flops())
+    return measure.flops_of(lambda: embed(counted, images))[0]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,12 +16,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-__all__ = ["Timing", "check_close", "compare", "machine_info", "rounds_of"]
+__all__ = ["Timing", "check_close", "compare", "flops_of", "machine_info", "rounds_of"]
+
+T = TypeVar("T")
+
 
 # More than any last-level cache in use on desktops and servers that this runs on.
 _FLUSH_BYTES = 128 << 20
@@ -174,6 +178,22 @@ def check_close(name: str, actual: Tensor, reference: Tensor, peer: Tensor | Non
     if error > allowed:
         raise ValueError(f"{name}: largest error {error:.2e} of the reference's RMS, allowed {allowed:.1e}")
     return error
+
+
+def flops_of(call: Callable[[], T]) -> tuple[int, T]:
+    """Floating-point operations of a call's products and attentions, as PyTorch counts them, and its result.
+
+    In PyTorch's own attention modules, which may run as one operator, none are counted: split them first.
+    """
+
+    def attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
+
+    # PyTorch 2.11 does not know the operator for CPUs
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        result = call()
+    return counter.get_total_flops(), result
 
 
 def _relative_error(actual: Tensor, reference: Tensor) -> float:

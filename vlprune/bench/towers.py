@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import measure
 from ..config import MagnitudeConfig
@@ -124,6 +123,4 @@ def _operations(model: nn.Module, encode: Any) -> float:
     """Of matrix products in one forward, with attention in operators that the counter knows."""
     counted = copy.deepcopy(model)
     split_attention_(counted)
-    with FlopCounterMode(display=False) as counter:
-        encode(counted)
-    return float(counter.get_total_flops())
+    return float(measure.flops_of(lambda: encode(counted))[0])

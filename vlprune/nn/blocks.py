@@ -64,8 +64,8 @@ class ResidualAttentionBlock(transformer.ResidualAttentionBlock):  # type: ignor
             return x + self.ls_2(mlp(self.ln_2(x)))  # type: ignore[no-any-return]
         *layers, last = mlp
         norm = _read_by(layers[0], self.ln_2, x) if layers else None
-        h = self.ln_2(x) if norm is None else layers.pop(0)(x, norm=norm)
-        for layer in layers:
+        h = self.ln_2(x) if norm is None else layers[0](x, norm=norm)
+        for layer in layers if norm is None else layers[1:]:
             h = layer(h)
         return last(h, x)  # type: ignore[no-any-return]
 

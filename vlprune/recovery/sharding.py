@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import models
-from ..distributed import send_from_first, sum_over_ranks, world_size
+from ..distributed import send_from_first, sum_over_ranks
 from ..models.running import model_device
 from .objective import Objective
 from .sparselora import SparseLoRALinear
 
 __all__ = ["Sharded", "clip_norm_", "gathered", "local", "part_of"]
+
+# FSDP2 of older ones asks a gradient of every parameter, if only until it is told otherwise.
+_SPREADS_BOOL = torch.__version__ >= "2.12"
+
+_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -75,7 +82,8 @@ class Sharded:
 
     Every block of the towers is a unit that is put together while it runs; what is outside of them is
     together from the forward to the backward pass. Parameters without dimensions are whole on every rank.
-    Weights that do not train and the masks of adapters are sharded like those that do.
+    Weights that do not train and the masks of adapters are sharded like those that do; before PyTorch 2.12
+    every rank has the masks whole.
 
     Args:
         objective: whose student every rank has; the first rank's values count.
@@ -89,7 +97,7 @@ class Sharded:
 
     def __init__(self, objective: Objective) -> None:
         # heavy to import, and needed only here
-        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
         self._objective, self._student = objective, objective.student
@@ -100,7 +108,7 @@ class Sharded:
         _refuse_shared(self._student, blocks)
         shared = {id(t): t for t in [*self._own.values(), *self._student.buffers()]}
         self.student: nn.Module = copy.deepcopy(self._student, shared)
-        for name, layer in adapted:
+        for name, layer in adapted if _SPREADS_BOOL else ():
             # FSDP2 spreads parameters alone
             module = self.student.get_submodule(name)
             del module.keep
@@ -111,7 +119,7 @@ class Sharded:
         objective.student = self.student
         self.module: nn.Module = nn.Sequential(objective)
         options: dict[str, Any] = {
-            "mesh": init_device_mesh(model_device(self._student).type, (world_size(),)),
+            "mesh": DeviceMesh.from_group(_group(), model_device(self._student).type),
             "ignored_params": set(self.whole.values()),
         }
         try:
@@ -139,6 +147,19 @@ class Sharded:
         for name, parameter in self._own.items():
             parameter.data = gathered(sharded[name].detach())
         self._objective.student = self._student
+
+
+def _group() -> Any:
+    """All ranks, in a group of their own that every training of the process takes.
+
+    DTensor's caches keep the mesh of the first one, and with it its group and gloo's threads, past
+    `destroy_process_group`. Were that the default group, a thread that lets go of the last tensor it was
+    given while the interpreter ends would abort the process; this group has long been idle by then.
+    """
+    world = dist.group.WORLD
+    if world not in _groups:
+        _groups[world] = dist.new_group()
+    return _groups[world]
 
 
 def _blocks(student: nn.Module) -> list[str]:
