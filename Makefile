@@ -8,7 +8,7 @@ DEMO_STAMP := $(VENV)/.demo-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
 .PHONY: demo test check bench bench-full accuracy docs gpu clean
-.PHONY: gpu-build gpu-test gpu-ceilings gpu-linear24 gpu-linear24-fp16 gpu-linear24-cusparselt gpu-model
+.PHONY: gpu-build gpu-test gpu-ceilings gpu-linear24 gpu-linear24-cusparselt gpu-linear24-algorithms gpu-model
 .PHONY: gpu-scoring gpu-attention gpu-sanitize
 
 demo: $(DEMO_STAMP)  ## prune, run and measure the built-in model (a few minutes)
@@ -37,23 +37,28 @@ docs: $(DEMO_STAMP)  ## the API reference from the docstrings, a page in out/api
 
 # With the Python that has torch for the GPU already, so that it needs no network. PARTS takes some: PARTS="build
 # test", or single measurements, PARTS="linear24 model". A part that fails does not keep the others from running.
-GPU_MEASURED := ceilings linear24 linear24-fp16 linear24-cusparselt model scoring attention
-PARTS ?= build test measure sanitize
+# FULL=1 measures every shape and form, which takes several times as long.
+FULL ?=
+QUICK := $(if $(FULL),,--quick)
+GPU_MEASURED := ceilings linear24 model scoring attention linear24-cusparselt $(if $(FULL),linear24-algorithms)
+PARTS ?= build test sanitize measure
 GPU_OUT ?=
-# What needs a GPU; the other tests run anywhere.
+# What needs a GPU; the other tests run anywhere. cuSPARSELt may leave a process that can do nothing more.
 GPU_TESTS ?= tests/ops/test_cuda.py tests/ops/test_cuda_linear24.py
 GPU_PATH := PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH}
-GPU_RUN := $(GPU_PATH) $(PYTHON)
-# Of what runs only the kernels here, by parts of their names: PyTorch's own are not what is checked.
-GPU_KERNELS := _pack_one _pack_many _mask4 _mask_ranked _mask_units _count_digits _count_ties _write _partial _total
+# A kernel that hangs costs one part.
+GPU_RUN := $(GPU_PATH) timeout --kill-after 5 600 $(PYTHON)
+# Of what runs only the kernels here, by parts of their names (any of them: a list in one option means all):
+# PyTorch's own are not what is checked. Nor are the compilers that Triton starts.
+GPU_KERNELS := _pack_one _pack_many _mask4 _mask_ranked _mask_units _count_digits _count_ties _write _partial \
+    _total _unpack
 GPU_KERNELS_24 := linear24_kernel device_kernel product finish
-EMPTY :=
-COMMA := ,
-SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) compute-sanitizer --error-exitcode 1 \
-    --kernel-name $(subst $(EMPTY) $(EMPTY),$(COMMA),$(addprefix kns=,$(1)))
+GPU_KERNELS_ATTENTION := whole_kernel tiled_kernel rows_kernel columns_kernel
+SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) timeout 240 compute-sanitizer --error-exitcode 1 \
+    --target-processes application-only $(addprefix --kernel-name kns=,$(1))
 MEMCHECK := --tool memcheck --report-api-errors no
 
-gpu:  ## on a machine with a GPU: build, test, measure, sanitize; rows go to GPU_OUT, or benchmarks/results/<gpu>
+gpu:  ## on a machine with a GPU: build, test, sanitize, measure; rows go to GPU_OUT, or benchmarks/results/<gpu>
 	@failed=; for part in $(patsubst measure,$(GPU_MEASURED),$(PARTS)); do \
 	    echo "gpu: $$part"; $(MAKE) --no-print-directory gpu-$$part || failed="$$failed $$part"; done; \
 	    if [ -n "$$failed" ]; then echo "gpu: failed:$$failed"; exit 1; fi
@@ -62,21 +67,31 @@ gpu-build:
 	VLPRUNE_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	$(GPU_RUN) -m pytest -q $(GPU_TESTS)
+	$(GPU_RUN) -m pytest -q -k "not cusparselt" $(GPU_TESTS)
+	$(GPU_RUN) -m pytest -q -k cusparselt $(GPU_TESTS)
 
-gpu-linear24-fp16 gpu-linear24-cusparselt: gpu-linear24-%:
-	$(GPU_RUN) -m benchmarks.gpu_linear24 --part $* $(if $(GPU_OUT),--out $(GPU_OUT)/linear24-$*.json)
+gpu-linear24-cusparselt gpu-linear24-algorithms: gpu-linear24-%:
+	$(GPU_RUN) -m benchmarks.gpu_linear24 $(QUICK) --part $* $(if $(GPU_OUT),--out $(GPU_OUT)/linear24-$*.json)
 
-gpu-ceilings gpu-linear24 gpu-model gpu-scoring gpu-attention: gpu-%:
+gpu-linear24 gpu-model gpu-attention: gpu-%:
+	$(GPU_RUN) -m benchmarks.gpu_$* $(QUICK) $(if $(GPU_OUT),--out $(GPU_OUT)/$*.json)
+
+gpu-ceilings gpu-scoring: gpu-%:
 	$(GPU_RUN) -m benchmarks.gpu_$* $(if $(GPU_OUT),--out $(GPU_OUT)/$*.json)
 
+# Races are looked for where threads share memory by what the tool follows: not by wgmma and bulk copies.
 gpu-sanitize:
 	@if ! command -v compute-sanitizer >/dev/null; then \
 	    echo 'gpu: compute-sanitizer is not on the PATH: memory and races are not checked'; exit 0; fi; \
-	    status=0; for tool in '$(MEMCHECK)' '--tool racecheck'; do \
-	        $(call SANITIZE,$(GPU_KERNELS)) $$tool $(PYTHON) -m benchmarks.gpu_scoring --check || status=1; \
-	        $(call SANITIZE,$(GPU_KERNELS_24)) $$tool $(PYTHON) -m benchmarks.gpu_linear24 --check || status=1; \
-	    done; exit $$status
+	    status=0; \
+	    $(call SANITIZE,$(GPU_KERNELS)) $(MEMCHECK) $(PYTHON) -m benchmarks.gpu_scoring --check || status=1; \
+	    $(call SANITIZE,$(GPU_KERNELS)) --tool racecheck $(PYTHON) -m benchmarks.gpu_scoring --check || status=1; \
+	    $(call SANITIZE,$(GPU_KERNELS_24)) $(MEMCHECK) $(PYTHON) -m benchmarks.gpu_linear24 --check || status=1; \
+	    $(call SANITIZE,linear24_kernel) --tool racecheck \
+	        $(PYTHON) -m benchmarks.gpu_linear24 --check || status=1; \
+	    $(call SANITIZE,$(GPU_KERNELS_ATTENTION)) $(MEMCHECK) \
+	        $(PYTHON) -m benchmarks.gpu_attention --check || status=1; \
+	    exit $$status
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

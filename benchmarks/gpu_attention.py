@@ -1,6 +1,6 @@
 """Attention on a CUDA device: first against float64, then against every backend of PyTorch's attention.
 
-    python -m benchmarks.gpu_attention [--out benchmarks/results/<gpu>/attention.json]
+    python -m benchmarks.gpu_attention [--check] [--quick] [--out benchmarks/results/<gpu>/attention.json]
 
 All start from the packed projection [B, S, 3*H*d] and end with the input of the output projection,
 [B, S, H*d], so that what a model has to permute counts. Times are those of `gpu_common`. `speed-up` is
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,12 +46,22 @@ FORMS = {
 
 def main() -> None:
     """Check, measure, write."""
-    args = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    options.add_argument("--check", action="store_true", help="compare some results and time nothing")
+    options.add_argument("--quick", action="store_true", help="12 heads of 64 images, without gradients")
+    args = options.parse_args()
     if (reason := ops.why_not("triton", "head_attention")) is not None:
         sys.exit(f"gpu_attention: nothing to measure: {reason}")
+    if args.check:
+        print(f"{check((50, 77, 300), (64,))} results and gradients agree with float64")
+        return
     report = Report("attention", args.out)
     report.attempt("results, and as many gradients, that agree with float64", lambda: {"count": check()})
-    measured(report)
+    if args.quick:
+        for length, causal in TOKENS:
+            attempt(report, 64, length, 12, causal)
+    else:
+        measured(report)
     report.finish()
 
 
@@ -80,14 +90,20 @@ def with_gradient(call: Callable[[Tensor], Tensor], qkv: Tensor, slope: Tensor) 
     return out.detach(), torch.autograd.grad(out, leaf, slope.to(out.dtype))[0]
 
 
-def check() -> int:
-    """Compare results and gradients with float64, every form there is; how many were compared."""
+def check(lengths: Sequence[int] = CHECKED, widths: Sequence[int] = WIDTHS) -> int:
+    """Compare results and gradients with float64; how many were compared.
+
+    Of bfloat16 every width and, for that of CLIP, every form that there is; of the others that width. Each
+    is compiled by itself, so all of all would take minutes.
+    """
     from vlprune.kernels import head_attention as kernels
 
     count = 0
-    for length in CHECKED:
-        for width in WIDTHS:
+    for length in lengths:
+        for width in widths:
             for name, dtype in DTYPES.items():
+                if width != WIDTH and dtype is not torch.bfloat16:
+                    continue
                 if ops.why_not("triton", "head_attention", dtype=dtype, head_dim=width) is not None:
                     continue
                 for causal in (False, True):
@@ -99,7 +115,7 @@ def check() -> int:
                     mine = with_gradient(lambda x, c=causal: ops.head_attention(x, 3, c), qkv, slope)
                     for what, *three in zip(("result", "gradient"), mine, right, peer, strict=True):
                         measure.check_close(f"{case}: {what}", *three)
-                    for form in forms(length, width, causal, dtype):
+                    for form in forms(length, causal) if (width, name) == (WIDTH, "bf16") else ():
                         out, _ = kernels.head_attention(
                             qkv, 3, causal, width**-0.5, False, kernels.Form(*FORMS[form])
                         )
@@ -112,17 +128,14 @@ def check() -> int:
     return count
 
 
-def forms(length: int, width: int, causal: bool, dtype: torch.dtype) -> Iterator[str]:
-    """Names of the forms that can make this call."""
+def forms(length: int, causal: bool) -> Iterator[str]:
+    """Names of the forms that can make a call of bfloat16 with CLIP's heads."""
     from vlprune.kernels.head_attention import LOOPED, UNROLLED
     from vlprune.kernels.head_attention_whole import LARGEST
 
-    if dtype is torch.float32:
-        return
     for name, (whole, split, *_) in FORMS.items():
         most = UNROLLED if causal else LARGEST if split else LOOPED
-        # Keys and values of heads above 64 want more of the memory on chip, and their sums of the registers.
-        if not whole or length <= most * 64 // max(64, width):
+        if not whole or length <= most:
             yield name
 
 
@@ -163,7 +176,7 @@ def compared(batch: int, length: int, heads: int, causal: bool, training: bool =
             name: lambda qkv, call=call: with_gradient(call, qkv, slope) for name, call in functions.items()
         }
     else:
-        for form in forms(length, WIDTH, causal, torch.bfloat16):
+        for form in forms(length, causal):
             how = (heads, causal, WIDTH**-0.5, False, kernels.Form(*FORMS[form]))
             functions[form] = lambda qkv, how=how: kernels.head_attention(qkv, *how)
     functions = {name: call for name, call in functions.items() if runs(call, inputs[0])}
@@ -191,14 +204,18 @@ def compared(batch: int, length: int, heads: int, causal: bool, training: bool =
     return {**row, "times": {name: timing.to_dict() for name, timing in times.items()}}
 
 
+def attempt(report: Report, batch: int, length: int, heads: int, causal: bool) -> None:
+    """Add the row of one shape."""
+    shape = f"{batch} x {length} tokens x {heads} heads{', causal' * causal}"
+    report.attempt(shape, lambda: compared(batch, length, heads, causal))
+
+
 def measured(report: Report) -> None:
     """Add a row for each thing measured."""
     for length, causal in TOKENS:
         for heads in HEADS:
             for batch in BATCHES:
-                shape = f"{batch} x {length} tokens x {heads} heads{', causal' * causal}"
-                how = (batch, length, heads, causal)
-                report.attempt(shape, lambda how=how: compared(*how))
+                attempt(report, batch, length, heads, causal)
     whole: list[float] = []
     for heads in (16, 12, 8, 5, 4):
         report.attempt(f"64 x 257 tokens x {heads} of 16 heads", lambda heads=heads: some(heads, whole))

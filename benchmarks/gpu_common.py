@@ -69,6 +69,12 @@ class Report:
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             row = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+        self._add(what, row)
+        if row is not None and "error" in row and _is_lost():
+            print("the device is unusable for this process: nothing more is measured", flush=True)
+            self.finish()
+
+    def _add(self, what: str, row: dict[str, Any] | None) -> None:
         if row is not None:
             self.failed += "error" in row
             self.rows.append({"what": what, **row})
@@ -83,6 +89,16 @@ class Report:
         took = time.perf_counter() - self._start
         print(f"{self.path}: {len(self.rows)} rows in {took:.0f} s, {self.failed} failed", flush=True)
         sys.exit(1 if self.failed else 0)
+
+
+def _is_lost() -> bool:
+    """Whether an illegal access or the like has ended all use of the device."""
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _short(value: object) -> bool:

@@ -7,9 +7,10 @@ torch._scaled_mm with a scale a row ("dense") and the product in bfloat16; quant
 
 Weights are those of ViT-B/16, ViT-L/14 and of a model 4096 wide. "vlprune" is what `linear24` chooses by
 itself, "dense" is `F.linear`. Times are those of `gpu_common`. TFLOP/s count the dense product's operations.
-Results must be within twice the dense product's error of float64. cuSPARSELt runs the best of its default and
-searched algorithms; in the part "cusparselt", in a process of its own, the best of all whose result is right;
-never with its inputs split, which PyTorch's search leaves out.
+Results must be within twice the dense product's error of float64. cuSPARSELt, which may leave a process that
+can do nothing more, has two parts that are to run alone: "cusparselt", the best of its default and searched
+algorithms, and "algorithms", the best of all whose result is right; never with its inputs split, which
+PyTorch's search leaves out.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main() -> None:
     """Check, measure, write."""
     options = parser(__doc__)
     options.add_argument("--part", choices=list(PARTS), action="append", help="only this; may be given again")
-    options.add_argument("--quick", action="store_true", help="fewer tokens")
+    options.add_argument("--quick", action="store_true", help="the main parts, with fewer tokens")
     options.add_argument("--check", action="store_true", help="only compare small products with float64")
     args = options.parse_args()
     needs_gpu("gpu_linear24")
@@ -69,7 +70,7 @@ def main() -> None:
         print(f"{check()} results are within twice the dense product's error")
         return
     report = Report("-".join(("linear24", *(args.part or ()))), args.out)
-    for part in args.part or SAFE:
+    for part in args.part or (QUICK if args.quick else SAFE):
         PARTS[part](report, args)
     report.finish()
 
@@ -84,7 +85,7 @@ def usable(problem: Problem, device: torch.device = DEVICE) -> Iterator[Form]:
 
 def check(device: torch.device = DEVICE) -> int:
     """Compare every config of every backend with float64, small and odd sizes; how many were compared."""
-    count = 0
+    count, wrong = 0, []
     for (tokens, out, inputs), dtypes in itertools.product(CHECKED, CHECKED_DTYPES):
         for activation, ends in ((None, False), ("gelu", True), ("quick_gelu", True)):
             dtype, out_dtype = dtypes
@@ -95,8 +96,10 @@ def check(device: torch.device = DEVICE) -> int:
                 for config in form.able(problem):
                     run = functools.partial(operands.run, form, config, weight, 0)
                     if not measure.trusted(operands, run):
-                        sys.exit(f"gpu_linear24: {form.name}, config {config}: wrong result for {problem}")
+                        wrong.append(f"{form.name}, config {config}: wrong result for {problem}")
                     count += 1
+    if wrong:
+        sys.exit("\n".join(f"gpu_linear24: {each}" for each in wrong))
     return count
 
 
@@ -172,20 +175,9 @@ def _sizes(problem: Problem) -> tuple[Any, ...]:
     return problem.tokens, problem.out, problem.inputs, problem.dtype, problem.activation
 
 
-def _row(problem: Problem, *, algorithms: Sequence[str] = ()) -> dict[str, Any]:
+def _row(problem: Problem) -> dict[str, Any]:
     case = Case(problem)
     more: dict[str, Sequence[Callable[[], object]]] = {}
-    why_not = ops.why_not(
-        "cusparselt", problem.op, dtype=problem.dtype, device=DEVICE,
-        tokens=problem.tokens, in_features=problem.inputs, out_features=problem.out,
-    )  # fmt: skip
-    best = why_not
-    if why_not is None:
-        try:
-            best, calls = case.algorithms(algorithms)
-        except RuntimeError as error:
-            best, calls = f"none, it fails: {error}".partition("\n")[0], []
-        more = {"cuSPARSELt": calls} if calls else {}
     if problem.out_dtype is not None:
         given = [(torch.randn(x.shape, device=DEVICE).bfloat16(), x.dtype) for x in case.operands.x]
         more["quantize_rows"] = calls_of(ops.quantize_rows, given)
@@ -195,25 +187,37 @@ def _row(problem: Problem, *, algorithms: Sequence[str] = ()) -> dict[str, Any]:
         more["cuBLASLt GELU epilogue"] = calls_of(
             lambda x, w, b: torch._addmm_activation(b, x, w.t(), use_gelu=True), case.dense
         )
-    try:
-        row = case.times(**more)
-    except RuntimeError as error:
-        if more.pop("cuSPARSELt", None) is None:
-            raise
-        best = f"{best}, which cannot be timed: {error}".partition("\n")[0]
-        row = case.times(**more)
-    return {**row, "cuSPARSELt's best": best}
+    return case.times(**more)
 
 
-def _each(report: Report, shapes: Sequence[str], tokens: Sequence[int], **options: Any) -> None:
-    algorithms = options.pop("algorithms", ())
+def _beside_cusparselt(problem: Problem, algorithms: Sequence[str]) -> dict[str, Any]:
+    reason = ops.why_not(
+        "cusparselt", problem.op, dtype=problem.dtype, device=DEVICE,
+        tokens=problem.tokens, in_features=problem.inputs, out_features=problem.out,
+    )  # fmt: skip
+    if reason is not None:
+        raise ValueError(reason)
+    case = Case(problem)
+    best, calls = case.algorithms(algorithms)
+    if best is None:
+        raise ValueError("no algorithm of cuSPARSELt gives the right result")
+    return {**case.times(cuSPARSELt=calls), "cuSPARSELt's best": best}
+
+
+def _each(
+    report: Report,
+    shapes: Sequence[str],
+    tokens: Sequence[int],
+    row: Callable[[Problem], dict[str, Any]] = _row,
+    **options: Any,
+) -> None:
     for name in shapes:
         for count in tokens:
             problem = Problem(count, *SHAPES[name], **{"dtype": torch.bfloat16, "bias": True, **options})
             text = " ".join(
                 filter(None, (name, f"{count} tokens", str(problem.dtype)[6:], problem.activation))
             )
-            report.attempt(text, lambda p=problem: _row(p, algorithms=algorithms))
+            report.attempt(text, lambda p=problem: row(p))
 
 
 def measure_products(report: Report, args: argparse.Namespace) -> None:
@@ -228,7 +232,7 @@ def measure_gelu(report: Report, args: argparse.Namespace) -> None:
 
 
 def measure_fp16(report: Report, args: argparse.Namespace) -> None:
-    """A sample in float16, in a process of its own: cuSPARSELt has broken a whole process there."""
+    """A sample in float16."""
     _each(report, ("L/14 fc1", "L/14 fc2"), FEWER, dtype=torch.float16)
 
 
@@ -244,9 +248,18 @@ def measure_scaled(report: Report, args: argparse.Namespace) -> None:
 
 
 def measure_cusparselt(report: Report, args: argparse.Namespace) -> None:
-    """All of cuSPARSELt's algorithms; in a process of its own, since one may break it."""
-    every = tuple(f"alg {number}" for number in range(ALGORITHMS))
-    _each(report, ("L/14 fc1", "L/14 fc2", "4096 wide"), FEWER, algorithms=every)
+    """Beside cuSPARSELt as its own search sets it; in a process of its own, since it has broken one."""
+    row = functools.partial(_beside_cusparselt, algorithms=())
+    shapes = ("L/14 fc1", "L/14 fc2", "4096 wide") if args.quick else tuple(SHAPES)
+    report.attempt("host, 8 tokens of B/16 fc2", lambda: _host(("cusparselt",)))
+    for dtype in (torch.bfloat16, torch.float16):
+        _each(report, shapes, FEWER, row, dtype=dtype)
+
+
+def measure_algorithms(report: Report, args: argparse.Namespace) -> None:
+    """Beside the best of all numbers that cuSPARSELt may have; in a process of its own too."""
+    row = functools.partial(_beside_cusparselt, algorithms=[f"alg {n}" for n in range(ALGORITHMS)])
+    _each(report, ("L/14 fc1", "L/14 fc2", "4096 wide"), FEWER, row)
 
 
 def measure_configs(report: Report, args: argparse.Namespace) -> None:
@@ -286,16 +299,16 @@ def _configs(problem: Problem) -> dict[str, Any]:
 
 def measure_host(report: Report, args: argparse.Namespace) -> None:
     """What a call costs the host, at a size that keeps no device busy."""
-    report.attempt("host, 8 tokens of B/16 fc2", _host)
+    report.attempt("host, 8 tokens of B/16 fc2", lambda: _host(("auto", *BACKENDS)))
 
 
 @torch.no_grad()
-def _host() -> dict[str, Any]:
+def _host(backends: Sequence[str]) -> dict[str, Any]:
     problem = Problem(8, *SHAPES["B/16 fc2"], torch.bfloat16, None, True)
     case = Case(problem)
     (packed, dense), o = (case.packed[0], case.dense[0]), case.operands
     calls: dict[str, Callable[[], object]] = {"F.linear": lambda: F.linear(*dense)}
-    for backend in ("auto", "sm90", "sm80", "triton", "cusparselt"):
+    for backend in backends:
         asked = (
             None
             if backend == "auto"
@@ -324,9 +337,11 @@ PARTS = {
     "scaled": measure_scaled,
     "fp16": measure_fp16,
     "cusparselt": measure_cusparselt,
+    "algorithms": measure_algorithms,
 }
-# What runs unasked: the others may leave a process that can do nothing more.
-SAFE = ("products", "gelu", "configs", "host", "scaled")
+# What runs unasked: cuSPARSELt may leave a process that can do nothing more.
+SAFE = ("products", "gelu", "configs", "host", "scaled", "fp16")
+QUICK = ("products", "gelu", "host")
 
 if __name__ == "__main__":
     main()

@@ -2,8 +2,7 @@
 
     python -m benchmarks.gpu_scoring [--check] [--out benchmarks/results/<gpu>/scoring.json]
 
-Times are those of one call replayed as a CUDA graph with the caches overwritten before it, interleaved over
-what is compared (`vlprune.measure.compare`). A share is the bytes that have to move (the weight read once,
+Times are those of `gpu_common`. A share is the bytes that have to move (the weight read once,
 the result written once) by the time, over what a copy of a tensor of the weight's size reaches in the same
 rounds. Weights are random normal: zeros would cost a GPU less power, and so clock higher.
 """
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_common import Report, cold_times, parser
+from benchmarks.gpu_common import Report, calls_of, cold_times, copies_for, parser
 from vlprune import measure, ops
 from vlprune.ops import reference
 
@@ -114,11 +113,16 @@ def same(name: str, actual: Tensor, expected: Tensor) -> None:
         sys.exit(f"gpu_scoring: {name}: not the bits of the definition")
 
 
-def compared(bytes_: int, copied: Tensor, calls: dict[str, Callable[[], object]]) -> dict[str, Any]:
-    """Time the calls beside a copy of `copied`; `bytes_` have to move in the first of them."""
-    target = torch.empty_like(copied)
-    candidates = {name: [call] for name, call in calls.items()}
-    times = cold_times({**candidates, "copy": [lambda: target.copy_(copied)]}, ROUNDS)
+def compared(
+    bytes_: int, copied: Tensor, calls: dict[str, Callable[..., object]], operands: tuple[Tensor, ...] = ()
+) -> dict[str, Any]:
+    """Time calls on copies of the operands beside a copy of `copied`; `bytes_` have to move in the first."""
+    count = copies_for(bytes_) if operands else 1
+    each = [operands, *(tuple(t.clone() for t in operands) for _ in range(count - 1))]
+    candidates = {name: calls_of(call, each) for name, call in calls.items()}
+    pairs = [(torch.empty_like(copied), copied.clone()) for _ in each]
+    candidates["copy"] = calls_of(lambda target, source: target.copy_(source), pairs)
+    times = cold_times(candidates, ROUNDS)
     first = times[next(iter(calls))].median
     copy = 2 * copied.nbytes / times["copy"].median
     return {
@@ -148,34 +152,31 @@ def packed(shape: tuple[int, int]) -> dict[str, Any]:
     """Score, select and pack one matrix."""
     weight, norm = matrix(shape, torch.bfloat16)
     written = sum(t.nbytes for t in ops.wanda_pack24(weight, norm))
-    return compared(weight.nbytes + written, weight, {"kernel": lambda: ops.wanda_pack24(weight, norm)})
+    return compared(weight.nbytes + written, weight, {"kernel": ops.wanda_pack24}, (weight, norm))
 
 
 def unpacked(shape: tuple[int, int]) -> dict[str, Any]:
     """Write one packed matrix out as dense, beside the definition, which scatters."""
     weight, norm = matrix(shape, torch.bfloat16)
     values, meta = ops.wanda_pack24(weight, norm)
-    calls = {
-        "kernel": lambda: ops.unpack24(values, meta),
-        "scatter": lambda: reference.unpack24(values, meta),
-    }
-    return compared(values.nbytes + meta.nbytes + weight.nbytes, weight, calls)
+    calls = {"kernel": ops.unpack24, "scatter": reference.unpack24}
+    return compared(values.nbytes + meta.nbytes + weight.nbytes, weight, calls, (values, meta))
 
 
 def masked(shape: tuple[int, int], how: tuple[Any, ...]) -> dict[str, Any]:
     """Score and select, beside the definition, which sorts."""
     weight, norm = matrix(shape, torch.bfloat16)
     calls = {
-        "kernel": lambda: ops.wanda_mask(weight, norm, *how),
-        "sort": lambda: reference.wanda_mask(weight, norm, *how),
+        "kernel": lambda w, n: ops.wanda_mask(w, n, *how),
+        "sort": lambda w, n: reference.wanda_mask(w, n, *how),
     }
-    return compared(weight.nbytes + weight.numel(), weight, calls)
+    return compared(weight.nbytes + weight.numel(), weight, calls, (weight, norm))
 
 
 def summed(shape: tuple[int, int]) -> dict[str, Any]:
     """Sums of squares."""
     weight, _ = matrix(shape, torch.bfloat16)
-    return compared(weight.nbytes, weight, {"kernel": lambda: ops.column_sumsq(weight)})
+    return compared(weight.nbytes, weight, {"kernel": ops.column_sumsq}, (weight,))
 
 
 def tower() -> dict[str, Any]:

@@ -52,7 +52,9 @@ def _unpack(
     unit = (start + tl.arange(0, UNITS))[None, :]
     inside = (row < rows)[:, None] & (unit < units)
     line = row.to(tl.int64)[:, None]
-    byte = tl.load(meta + line * tl.cdiv(groups, 2) + unit * GROUPS // 2, inside, other=0).to(tl.int32)
+    # Not `unit * GROUPS // 2`, of which Triton 3.6 does not see that it goes along the row.
+    place = unit if GROUPS == 2 else unit // 2
+    byte = tl.load(meta + line * tl.cdiv(groups, 2) + place, inside, other=0).to(tl.int32)
     if dtype == tl.float32:
         pair = tl.load(values.to(tl.pointer_type(tl.int64)) + line * groups + unit, inside, other=0)
         first, second = _dense32(pair, (byte >> unit % 2 * 4) & 15)

@@ -22,6 +22,7 @@ cudaError_t launch(const Problem& problem, cudaStream_t stream) {
     constexpr auto kernel = linear24_kernel<T, Tile>;
     if (const cudaError_t error = allow_shared_memory<kernel>(Tile::shared_bytes)) return error;
     const int64_t blocks = tiles<Tile>(problem.tokens, problem.out) * problem.parts;
+    cudaGetLastError();  // of a launch before, that was told of
     kernel<<<static_cast<unsigned>(blocks), Tile::threads, Tile::shared_bytes, stream>>>(problem);
     return cudaGetLastError();
 }

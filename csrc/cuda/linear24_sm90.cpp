@@ -41,7 +41,10 @@ const Instance& scaled_instance_of(int config, DType dtype) {
 const char* why_not_sizes(const Linear24Call& call) {
     constexpr int64_t most = std::numeric_limits<int32_t>::max();
     if (call.tokens < 1 || call.out < 1 || call.in < 1) return "sm90 needs one token, input and output or more";
-    if (call.tokens > most || call.out > most || call.in > most) return "sm90 takes sizes below 2^31";
+    if (call.tokens > most) return "sm90 takes fewer than 2^31 tokens";
+    // CUTLASS lays out the indices of all outputs, and of inputs up to a whole tile, in 32 bits.
+    constexpr int64_t most_of_weight = 1 << 24;
+    if (call.out > most_of_weight || call.in > most_of_weight) return "sm90 takes in and out of at most 2^24";
     return nullptr;
 }
 

@@ -84,3 +84,17 @@ def test_another_wish_than_0_or_1_is_refused(build):
     done = build("build_ext", "--inplace", modules="_C", VLPRUNE_CUDA="yes")
     assert "VLPRUNE_CUDA: expected 0, 1 or nothing, got 'yes'" in done.stderr
     assert not (build.folder / "called").exists()
+
+
+def test_an_old_setuptools_is_named(build):
+    old = build.folder / "old" / "setuptools"
+    (old / "command").mkdir(parents=True)
+    (old / "__init__.py").write_text(
+        "__version__ = '65.5.0'\nExtension = find_namespace_packages = setup = None"
+    )
+    (old / "command" / "__init__.py").write_text("")
+    (old / "command" / "build_ext.py").write_text("class build_ext: pass")
+    (old / "errors.py").write_text("class CompileError(Exception): pass")
+    done = build("build_ext", "--inplace", modules="_C", PYTHONPATH=str(old.parent))
+    assert done.stderr == "vlprune: setuptools 77 or later is needed to build, here is 65.5.0\n"
+    assert done.returncode == 1

@@ -1,12 +1,13 @@
 """The measurements for a GPU, as far as they go without one: rows that last, and what is checked before."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-import vlprune
-from benchmarks import gpu_common, gpu_linear24, gpu_tower
+from benchmarks import gpu_common, gpu_linear24
 
 from . import fake_cuda
 
@@ -55,21 +56,33 @@ def test_every_config_is_checked(monkeypatch, tmp_path):
     # 5 sizes, 2 dtypes, 3 ends, 2 backends of 3 configs, and 2 dtypes of 8 bits on one: none refuses these.
     assert gpu_linear24.check(torch.device("cpu")) == 5 * 2 * 3 * 2 * 3 + 5 * 2 * 3 * 3
     kernels["sm80"].wrong.add(2)
-    with pytest.raises(SystemExit, match="gpu_linear24: sm80, config 64x32 split: wrong result"):
+    with pytest.raises(SystemExit) as left:
         gpu_linear24.check(torch.device("cpu"))
+    said = str(left.value).splitlines()
+    # all of them, not the first
+    assert len(said) == 5 * 2 * 3
+    assert all(line.startswith("gpu_linear24: sm80, config 64x32 split: wrong result for") for line in said)
 
 
-def test_the_tower_is_one_that_vlprune_knows():
-    torch.manual_seed(1)
-    model = gpu_tower.Clip(width=32, heads=2, layers=2, patch=8, size=16).eval()
-    vlprune.prune_(model, vlprune.MagnitudeConfig())
-    images = torch.randn(2, 3, 16, 16)
-    before = model.encode_image(images)
-    report = vlprune.sparsify_(model, example=images, only_if_faster=False)
-    assert [layer.name for layer in report.layers[:4]] == [
-        f"visual.transformer.resblocks.0.{name}"
-        for name in ("attn.qkv", "attn.out_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
-    assert report.packed == 8
-    # Sums of 128 float32 products in another order, over two blocks.
-    torch.testing.assert_close(model.encode_image(images), before, rtol=1e-4, atol=1e-5)
+def test_nothing_more_is_tried_on_a_device_that_is_lost(report, monkeypatch):
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    report.attempt("first", lambda: {"a": 1})
+    with pytest.raises(SystemExit) as left:
+        report.attempt("second", fail)
+    assert left.value.code == 1
+    assert [row["what"] for row in json.loads(report.path.read_text())["rows"]] == ["first", "second"]
+
+
+def test_what_is_sanitized_are_names_of_kernels():
+    root = Path(__file__).parents[2]
+    lists = re.findall(r"^GPU_KERNELS\w* := (.*(?:\\\n.*)*)", (root / "Makefile").read_text(), re.MULTILINE)
+    asked = [name for each in lists for name in each.replace("\\", " ").split()]
+    assert len(lists) == 3
+    sources = [*(root / "kernels").glob("*.py"), *(root / "csrc" / "cuda").glob("*.cu*")]
+    # CUTLASS's own is the one of `device_kernel`
+    text = "\n".join(path.read_text() for path in sources)
+    assert [name for name in asked if not re.search(rf"\b{name}\b\(", text)] == ["device_kernel"]

@@ -30,11 +30,15 @@ def graphed(calls: Iterable[Call]) -> Call:
             call()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # What is captured must outlive the graph's replays: operands are held by the calls themselves.
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+    graph, stream_before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # What is captured must outlive the graph's replays: operands are held by the calls themselves.
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+    finally:
+        # A capture that cannot be ended leaves its own stream as the current one.
+        torch.cuda.set_stream(stream_before)
 
     def replay(held: list[Call] = calls) -> None:
         graph.replay()

@@ -12,6 +12,7 @@ __all__ = ["linear8", "sums8", "unpack8"]
 
 # PyTorch's product of int8 takes no fewer rows, and multiples of 8 above 0; that of fp8 multiples of 16.
 _FEWEST_INT8 = 17
+_FP8_MULTIPLE = 16
 # Ada and Hopper are the first with tensor cores for E4M3.
 _FP8_CAPABILITY = (8, 9)
 
@@ -37,7 +38,8 @@ def linear8(
         x = x.clone(memory_format=torch.contiguous_format)
     x_scale, weight_scale = x_scale.contiguous(), weight_scale.contiguous()
     with reference.as_typed(x.device):
-        if x.dtype is not torch.int8 and out_dtype is torch.bfloat16 and _takes_fp8(x, weight):
+        whole = x.shape[1] % _FP8_MULTIPLE == weight.shape[0] % _FP8_MULTIPLE == 0
+        if whole and out_dtype is torch.bfloat16 and _takes_fp8(x, weight):
             # The one form whose scales and bias are in the product's own epilogue.
             added = None if bias is None else bias.to(out_dtype)
             y = torch._scaled_mm(
@@ -52,31 +54,39 @@ def linear8(
 
 def sums8(x: Tensor, weight: Tensor) -> Tensor:
     """``x W^T`` before any scale [tokens, out]: of int8 exact, in int32; of E4M3 in float32."""
+    tokens, inputs, out = *x.shape, weight.shape[0]
     if x.dtype is torch.int8:
-        tokens, inputs, out = *x.shape, weight.shape[0]
         inputs, rows = _taken(inputs), _taken(out)
         x, weight = _padded(x, max(tokens, _FEWEST_INT8), inputs), _padded(weight, rows, inputs)
         return torch._int_mm(x, weight.t())[:tokens, :out]
     if _takes_fp8(x, weight):
+        inputs, rows = (_up(size, _FP8_MULTIPLE) for size in (inputs, out))
+        x, weight = _padded(x, tokens, inputs), _padded(weight, rows, inputs)
         one = x.new_ones((), dtype=torch.float32)
         return torch._scaled_mm(
             x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
-        )
+        )[:, :out]
     return F.linear(x.float(), weight.float())
 
 
 def _takes_fp8(x: Tensor, weight: Tensor) -> bool:
-    if 0 in (*x.shape, weight.shape[0]) or x.shape[1] % 16 or weight.shape[0] % 16:
+    if x.dtype is torch.int8 or 0 in (*x.shape, weight.shape[0]):
         return False
     return x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY
 
 
 def _taken(size: int) -> int:
-    return max(8, -(-size // 8) * 8)
+    return max(8, _up(size, 8))
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
     # by nothing it would still be copied
     if matrix.shape == (rows, columns):
         return matrix
-    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
+    # as bytes, since PyTorch pads no E4M3
+    padded = F.pad(matrix.view(torch.int8), (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
+    return padded.view(matrix.dtype)
