@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 
 from vlprune.ops import backend, extensions, gpu, reference
-from vlprune.ops.cuda24 import chooser, entry, forms, measure
+from vlprune.ops.cuda24 import again, chooser, entry, forms, measure
 
 from .cases import TOLERANCE, exact
 
@@ -143,6 +143,7 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     for op, each in forms.all_forms().items():
         monkeypatch.setitem(forms.FORMS, op, each)
     monkeypatch.setattr(entry, "_chosen", {})
+    monkeypatch.setattr(again, "_weights", {})
     chooser._memory.cache_clear()
     here = torch.device("cpu")
     monkeypatch.setattr(

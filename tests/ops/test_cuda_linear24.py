@@ -5,8 +5,8 @@ import torch
 
 from vlprune import ops
 from vlprune.nn import Linear24, QuantizedLinear24
-from vlprune.ops import backend, reference
-from vlprune.ops.cuda24 import forms, measure
+from vlprune.ops import backend, functional, reference
+from vlprune.ops.cuda24 import again, forms, measure
 from vlprune.ops.cuda24.chooser import able_forms
 from vlprune.ops.cuda24.problem import Problem
 
@@ -223,6 +223,24 @@ def test_host_does_not_wait(name):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(before, after)
+
+
+def test_made_again_at_once(monkeypatch):
+    _, layer = layer_of()
+    x = torch.randn(3, 50, 192, device=CUDA, dtype=torch.bfloat16)
+    if not {"sm90", "sm80"} & able_forms(Problem(150, 256, 192, torch.bfloat16), "auto", CUDA).keys():
+        pytest.skip("no compiled kernel runs here")
+    with torch.no_grad():
+        layer(x)
+        if not again._weights:
+            pytest.skip("a kernel by Triton was measured to be faster")
+        # the operator is not called any more
+        monkeypatch.setattr(functional, "_linear24", None)
+        for seed in range(3):
+            x.normal_(generator=torch.Generator(CUDA).manual_seed(seed))
+            layer.values.mul_(-1)
+            right = torch.ops.vlprune.linear24(x, layer.values, layer.meta, layer.bias, "gelu", "torch")
+            assert measure.error_of(layer(x), right) < 6e-2
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])

@@ -144,14 +144,15 @@ class Linear24(nn.Module):
         Under autocast the input is taken to the layer's own dtype, in which its weight was prepared;
         without, another dtype is an error as it is for `nn.Linear`.
         """
-        if x.dtype != self.values.dtype and torch.is_autocast_enabled(x.device.type):
+        values = self.values  # asked for once: a module looks its parameters up
+        if x.dtype != values.dtype and torch.is_autocast_enabled(x.device.type):
             if norm is not None:
                 x, norm = F.layer_norm(x, x.shape[-1:], *norm), None
-            x = x.to(self.values.dtype)
+            x = x.to(values.dtype)
         # The operator adds what is of its dtype; autocast may bring another one, to which PyTorch promotes.
         fits = residual is None or residual.dtype == x.dtype
         y = ops.linear24(
-            x, self.values, self.meta, self.bias, self.activation,
+            x, values, self.meta, self.bias, self.activation,
             backend=self.backend, residual=residual if fits else None, norm=norm,
         )  # fmt: skip
         if fits or residual is None:

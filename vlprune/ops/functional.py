@@ -31,6 +31,7 @@ from .checks import (
     name_of,
 )
 from .codes import check_activation
+from .cuda24 import again
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -280,6 +281,10 @@ def linear24(
         ValueError: bad arguments, or a backend asked for by name that cannot do this; it says why.
 
     """
+    if x.is_cuda and norm is None and not torch.compiler.is_compiling() and not forward_mode():
+        y = again.launched(x, values, meta, bias, activation, backend, residual)
+        if y is not None:
+            return y
     check_packed("linear24", values, meta)
     rows, half = values.shape
     if x.dtype != values.dtype:

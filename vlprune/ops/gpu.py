@@ -77,7 +77,8 @@ def multiprocessors(index: int) -> int:
 
 def is_current(device: torch.device) -> bool:
     """Whether `device`, that of a tensor, is the one that launches go to."""
-    return device.index == torch.cuda.current_device()
+    # not by `torch.cuda`, which first looks whether it is set up: it is, where there is such a tensor
+    return bool(device.index == torch._C._cuda_getDevice())
 
 
 def wait(device: torch.device) -> None:

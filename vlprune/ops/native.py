@@ -10,7 +10,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._device import DeviceContext
 
 from ..kernels.packed import empty_packed
 from . import reference
@@ -20,6 +19,7 @@ from .checks import LayerNorm
 from .codes import ACTIVATION_CODE, DTYPE_CODE
 from .extensions import extension
 from .prepared import best_isa, few_below, prepared24
+from .watched import is_watched
 
 __all__ = [
     "column_sumsq",
@@ -144,26 +144,9 @@ def normalizes(x: Tensor, *others: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu":
         return False
     given = [tensor for tensor in (x, *others) if tensor is not None]
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in given) or _is_watched():
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in given) or is_watched():
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
-
-
-def _is_watched() -> bool:
-    """Whether a mode, a tracer or a transform sees the operators: they know PyTorch's own."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or (torch._C._len_torch_function_stack() and _has_function_mode())
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
-    )
-
-
-def _has_function_mode() -> bool:
-    # That of `torch.set_default_device` looks at what makes tensors, and at nothing else.
-    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def norm_linear24(
@@ -219,7 +202,7 @@ def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: flo
     And where somebody watches the operators.
     """
     training = torch.is_grad_enabled() and qkv.requires_grad
-    if training or _is_watched() or not runs_natively("head_attention", qkv.dtype):
+    if training or is_watched() or not runs_natively("head_attention", qkv.dtype):
         return reference.head_attention(qkv, num_heads, causal, scale)
     scale = 1 / math.sqrt(qkv.shape[2] // (3 * num_heads)) if scale is None else scale
     out: Tensor = torch.ops.vlprune._head_attention.default(qkv, num_heads, causal, scale, False)[0]

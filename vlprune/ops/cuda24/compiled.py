@@ -19,6 +19,7 @@ from .. import extensions, gpu
 from ..checks import SCALED_DTYPES
 from ..codes import ACTIVATION_CODE, DTYPE_CODE
 from ..seen import Kept
+from .again import Launch
 from .problem import Problem, Scales, aligned, aligned_rows, refuse_capture
 
 __all__ = ["Compiled"]
@@ -134,11 +135,37 @@ class Compiled:
         )  # fmt: skip
         if code:
             op = "linear24" if scales is None else "linear24_scaled"
-            raise RuntimeError(
-                f"{op}: config {config} of the {self.name} backend failed for {tokens} tokens, "
-                f"{inputs} inputs and {out} outputs: {_module().error_name(code)}"
-            )
+            raise self._error(op, config, tokens, inputs, out, code)
         return y
+
+    def launch(
+        self, config: str, problem: Problem, values: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Launch:
+        """What launches `linear24` by a config again, on contiguous tensors whose addresses are aligned."""
+        run, number, device = self._run, self._numbers[config], values.device
+        index, tokens, out, inputs = gpu.index_of(device), problem.tokens, problem.out, problem.inputs
+        dtype, activation = DTYPE_CODE[problem.dtype], ACTIVATION_CODE[problem.activation]
+        size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
+        values_at, bias_at, sms = values.data_ptr(), _address(bias), gpu.multiprocessors(index)
+
+        def launch(x: int, residual: int, y: int) -> None:
+            stream = gpu.stream_of(index)
+            memory = self._workspace(size, device, stream) if size else None
+            code = run(
+                number, x, inputs, values_at, weight.data_ptr(), bias_at, residual, out if residual else 0,
+                y, out, tokens, out, inputs, dtype, activation, _address(memory),
+                0 if memory is None else len(memory), sms, stream,
+            )  # fmt: skip
+            if code:
+                raise self._error("linear24", config, tokens, inputs, out, code)
+
+        return launch
+
+    def _error(self, op: str, config: str, tokens: int, inputs: int, out: int, code: int) -> RuntimeError:
+        return RuntimeError(
+            f"{op}: config {config} of the {self.name} backend failed for {tokens} tokens, "
+            f"{inputs} inputs and {out} outputs: {_module().error_name(code)}"
+        )
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:

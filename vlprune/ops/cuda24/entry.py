@@ -11,8 +11,10 @@ from .. import gpu, reference
 from ..backend import asked, check_backend
 from ..checks import SCALED_DTYPES
 from ..codes import check_activation
+from . import again
 from .choice import Choice
 from .chooser import able_forms, choice_of, form_for
+from .compiled import Compiled
 from .dense8 import linear8, unpack8
 from .problem import Form, Problem, Scales
 
@@ -32,14 +34,25 @@ def linear24(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See `reference.linear24`."""
-    # Every microsecond here is one of the host's a call: a choice that was made is found by one look-up.
+    # Every microsecond here is one of the host's a call, of compiled code too, which comes straight here.
+    y = again.launched(x, values, meta, bias, activation, backend, residual)
+    if y is not None:
+        return y
     out, inputs = values.shape[0], x.shape[-1]
     tokens = x.numel() // inputs if inputs else 0
     kind = (x.device, x.dtype, tokens, out, inputs, activation, bias is None, residual is None, backend, None)
     form, config = _chosen.get(kind) or _choose(kind)
     if form is None:
         return reference.linear24(x, values, meta, bias, activation, residual)
-    return _launched(form, config, x, tokens, values, meta, bias, activation, residual)
+    y = _launched(form, config, x, tokens, values, meta, bias, activation, residual)
+    if isinstance(form, Compiled) and kind in _chosen:
+        problem = Problem(tokens, out, inputs, x.dtype, activation)
+
+        def launch() -> again.Launch:
+            return form.launch(config, problem, values, form.weight(values, meta), bias)
+
+        again.remember(launch, x, values, meta, bias, activation, backend, residual)
+    return y
 
 
 def linear24_scaled(
@@ -114,6 +127,8 @@ def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bo
     out, half = values.shape
     if out == 0 or half == 0 or asked(backend) == "torch":
         return
+    if anew:
+        again.forget()
     with torch.cuda.device(values.device):
         problem = Problem(1, out, 2 * half, values.dtype, out_dtype=_out_dtype(values.dtype))
         for form in able_forms(problem, backend, values.device).values():
@@ -184,4 +199,5 @@ def tune24(
     choice = choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))
     # What was chosen before by counting, say for want of memory, is to be looked up anew.
     _chosen.clear()
+    again.forget()
     return choice

@@ -1,0 +1,217 @@
+"""Calls of linear24 that are made again, on CPU tensors with `fake_cuda` instead of a GPU."""
+
+import gc
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlprune.ops import gpu
+from vlprune.ops.cuda24 import again, entry
+
+from .cases import TOLERANCE, exact, normal, packed
+from .fake_cuda import pretend_times
+
+DTYPE = torch.bfloat16
+
+
+class Call:
+    """One call and its tensors, each of which can be another."""
+
+    def __init__(self, *leading, activation="gelu", residual=True):
+        values, self.meta = packed(24, 48, DTYPE)
+        self.values = torch.nn.Parameter(values, requires_grad=False)
+        self.bias = normal(24, dtype=DTYPE)
+        self.x = normal(*(leading or (2, 5)), 48, dtype=DTYPE)
+        self.residual = normal(*self.x.shape[:-1], 24, dtype=DTYPE) if residual else None
+        self.activation, self.backend = activation, "auto"
+
+    def arguments(self):
+        return self.x, self.values, self.meta, self.bias, self.activation, self.backend, self.residual
+
+    def first(self):
+        return entry.linear24(*self.arguments())
+
+    def again(self):
+        return again.launched(*self.arguments())
+
+    def check(self, y):
+        right = exact(self.x, self.values.detach(), self.meta, self.bias, self.activation)
+        right = right if self.residual is None else right + self.residual.double()
+        assert y.shape == right.shape
+        assert y.is_contiguous()
+        torch.testing.assert_close(y.double(), right, rtol=TOLERANCE[DTYPE], atol=TOLERANCE[DTYPE])
+
+
+@pytest.fixture
+def times(monkeypatch):
+    return pretend_times(monkeypatch, sm90_64x32=1.0)
+
+
+@pytest.fixture
+def call(kernels, times):
+    made = Call()
+    assert made.again() is None
+    made.first()
+    return made
+
+
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+@pytest.mark.parametrize("leading", [(5,), (2, 5), (3, 1, 2)], ids=str)
+def test_the_same_result_whatever_the_numbers_are_by_then(kernels, times, leading, residual):
+    call = Call(*leading, residual=residual)
+    call.first()
+    before = len(kernels["sm90"].calls)
+    for _ in range(2):
+        call.check(call.again())
+        call.x = torch.randn(*leading, 48).to(DTYPE)
+        # read where they are
+        call.values.mul_(-1)
+        call.bias.add_(1)
+    assert len(kernels["sm90"].calls) == before + 2
+    assert len(times) == 1
+
+
+def test_a_layer_without_bias_or_activation(kernels, times):
+    call = Call(activation=None, residual=False)
+    call.bias = None
+    call.first()
+    call.check(call.again())
+
+
+def test_inputs_shared_out_get_their_workspace(kernels, monkeypatch):
+    pretend_times(monkeypatch, sm90_64x32_split=1.0)
+    call = Call()
+    call.first()
+    call.check(call.again())
+    assert kernels["sm90"].calls[-1].workspace
+
+
+def other_meta(call):
+    call.meta.copy_(packed(24, 48, DTYPE, seed=5)[1])
+
+
+def other_values(call):
+    call.values.data = call.values.data.clone()
+
+
+def other_dtype(call):
+    call.values.data = call.values.data.view(torch.float16)
+
+
+def other_bias(call):
+    call.bias = call.bias.clone()
+
+
+def another_shape(call):
+    call.x = call.x[:1].clone()
+
+
+def another_dtype(call):
+    call.x = call.x.half()
+
+
+def in_strides(call):
+    call.x = torch.stack([call.x, call.x], 1)[:, 0]
+
+
+def unaligned(call):
+    call.x = torch.empty(2 * 5 * 48 + 1, dtype=DTYPE)[1:].view(2, 5, 48)
+
+
+def subclass(call):
+    call.x = call.x.as_subclass(type("Own", (torch.Tensor,), {}))
+
+
+def another_backend(call):
+    call.backend = "sm90"
+
+
+def another_activation(call):
+    call.activation = None
+
+
+def no_residual(call):
+    call.residual = None
+
+
+def another_residual(call):
+    call.residual = call.residual[:1]
+
+
+def residual_in_strides(call):
+    call.residual = torch.stack([call.residual, call.residual], 1)[:, 0]
+
+
+def residual_of_another_dtype(call):
+    call.residual = call.residual.half()
+
+
+def gradient(call):
+    call.x.requires_grad_()
+
+
+CHANGES = [
+    other_meta, other_values, other_dtype, other_bias, another_shape, another_dtype, in_strides, unaligned,
+    subclass, another_backend, another_activation, no_residual, another_residual, residual_in_strides,
+    residual_of_another_dtype, gradient,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_another_call_goes_the_long_way(call, change):
+    assert call.again() is not None
+    change(call)
+    assert call.again() is None
+
+
+def test_what_was_another_is_remembered_too(call):
+    other_meta(call)
+    call.check(call.first())
+    call.check(call.again())
+
+
+def test_without_gradients_a_tensor_that_could_have_one_is_as_any(call):
+    call.values.requires_grad_()
+    assert call.again() is None
+    with torch.no_grad():
+        call.check(call.again())
+
+
+def test_whoever_watches_sees_the_operator(call):
+    with FlopCounterMode(display=False):
+        assert call.again() is None
+    with FakeTensorMode():
+        assert call.again() is None
+    assert call.again() is not None
+
+
+def test_another_current_device(call, monkeypatch):
+    monkeypatch.setattr(gpu, "is_current", lambda device: False)
+    assert call.again() is None
+
+
+def test_inference_tensors_are_not_remembered(kernels, times):
+    with torch.inference_mode():
+        call = Call()
+        call.first()
+        assert call.again() is None
+
+
+def test_an_error_is_told(call, kernels):
+    kernels["sm90"].failing.add(1)
+    with pytest.raises(RuntimeError, match="linear24: config 64x32 of the sm90 backend failed for 10 tokens"):
+        call.again()
+
+
+def test_gone_with_the_weight(call):
+    count = len(again._weights)
+    del call.values
+    gc.collect()
+    assert len(again._weights) == count - 1
+
+
+def test_forgotten_where_the_choice_may_change(call):
+    again.forget()
+    assert call.again() is None

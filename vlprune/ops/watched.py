@@ -1,0 +1,25 @@
+"""Whether somebody sees which operators run, so that none may be passed by."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._device import DeviceContext
+
+__all__ = ["is_watched"]
+
+
+def is_watched() -> bool:
+    """Whether a mode, a tracer, a transform or a profiler sees the operators: they know PyTorch's own."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or (torch._C._len_torch_function_stack() and _has_function_mode())
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    )
+
+
+def _has_function_mode() -> bool:
+    # That of `torch.set_default_device` looks at what makes tensors, and at nothing else.
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(type(mode) is not DeviceContext for mode in modes)
