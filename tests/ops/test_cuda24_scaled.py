@@ -81,7 +81,10 @@ def test_dense_rivals_are_two_and_the_choice_is_remembered(kernels, monkeypatch,
     monkeypatch.setattr(gpu, "why_none", lambda device: None)
     choice = ops.tune24(50, 24, 64, dtype, bias=False)
     assert (choice.backend, choice.config, choice.seconds, choice.dense) == ("sm90", "64x32", 1.0, 2.0)
-    check(given, torch.float16)  # another dtype of results is another kind of call
+    # another dtype of results is another kind of call
+    ops.tune24(50, 24, 64, dtype, bias=False, out_dtype=torch.float16)
+    assert len(timed) == 2
+    check(given, torch.float16)
     assert len(timed) == 2
     (file,) = tmp_path.iterdir()
     assert f"auto {str(dtype)[6:]} bfloat16 56x64x24 none" in file.read_text()

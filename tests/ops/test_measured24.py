@@ -163,6 +163,16 @@ BAD = {
     "activation": ((5, 24, 48), {"activation": "relu"}, "expected activation None, .*got 'relu'"),
     "backend": ((5, 24, 48), {"backend": "sm100"}, "backend: expected one of auto, .*got 'sm100'"),
     "device": ((5, 24, 48), {"device": "cpu"}, "expected a CUDA device, got cpu"),
+    "results": (
+        (5, 24, 48, torch.int8),
+        {"out_dtype": torch.float32},
+        "expected out_dtype bfloat16 or float16, and only of 8 bits, got float32 of int8",
+    ),
+    "results of 16 bits": (
+        (5, 24, 48),
+        {"out_dtype": torch.float16},
+        "expected out_dtype bfloat16 or float16, and only of 8 bits, got float16 of bfloat16",
+    ),
 }
 
 

@@ -148,14 +148,15 @@ def tune24(
     *,
     bias: bool = True,
     residual: bool = False,
+    out_dtype: torch.dtype | None = None,
     device: torch.device | str = "cuda",
     backend: str = "auto",
 ) -> Choice | None:
     """Measure on a CUDA device what `linear24` of these sizes shall run by, or tell what was measured before.
 
-    Of int8 and float8_e4m3fn it is `linear24_scaled`, with results in bfloat16. The dense product is then
-    the faster of that in 8 bits, with all that follows it, and that in bfloat16; the pass of `quantize_rows`,
-    which the latter does not need, is in no time.
+    Of int8 and float8_e4m3fn it is `linear24_scaled`. The dense product is then the faster of that in 8 bits,
+    with all that follows it, and that in `out_dtype`; the pass of `quantize_rows`, which the latter does not
+    need, is in no time.
 
     Every config that can is compared with the dense product and dropped if its result is further than twice
     as far from float64; then both are timed. The outcome is remembered, also for other processes, in a file
@@ -169,6 +170,7 @@ def tune24(
         activation: None, "gelu" or "quick_gelu".
         bias: whether there is one.
         residual: whether one is added.
+        out_dtype: of the results of int8 and float8_e4m3fn: None, which is bfloat16, or float16.
         device: a CUDA device.
         backend: "auto" or one of `backends()`.
 
@@ -188,6 +190,13 @@ def tune24(
         raise ValueError(f"tune24: expected in_features divisible by 4, got {in_features}")
     check_activation("tune24", activation)
     check_backend(backend)
+    if out_dtype is None:
+        out_dtype = _out_dtype(dtype)
+    elif dtype not in SCALED_DTYPES or out_dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            "tune24: expected out_dtype bfloat16 or float16, and only of 8 bits, got "
+            f"{str(out_dtype)[6:]} of {str(dtype)[6:]}"
+        )
     where = torch.device(device)
     if where.type != "cuda":
         raise ValueError(f"tune24: expected a CUDA device, got {where}")
@@ -195,7 +204,7 @@ def tune24(
         raise ValueError(f"tune24: {reason}")
     if asked(backend) == "torch":
         return None
-    problem = Problem(tokens, out_features, in_features, dtype, activation, bias, residual, _out_dtype(dtype))
+    problem = Problem(tokens, out_features, in_features, dtype, activation, bias, residual, out_dtype)
     choice = choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))
     # What was chosen before by counting, say for want of memory, is to be looked up anew.
     _chosen.clear()
