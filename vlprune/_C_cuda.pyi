@@ -24,6 +24,7 @@ def sm90_run(
     activation: int,
     workspace: int,
     workspace_bytes: int,
+    workspace_is_fresh: bool,
     sms: int,
     stream: int,
 ) -> int: ...
@@ -50,6 +51,7 @@ def sm90_scaled_run(
     activation: int,
     workspace: int,
     workspace_bytes: int,
+    workspace_is_fresh: bool,
     sms: int,
     stream: int,
     x_scale: int = 0,
@@ -79,6 +81,7 @@ def sm80_run(
     activation: int,
     workspace: int,
     workspace_bytes: int,
+    workspace_is_fresh: bool,
     sms: int,
     stream: int,
 ) -> int: ...

@@ -72,20 +72,21 @@ void bind(py::module_& m, const Architecture& a) {
         (a.prefix + "_run").c_str(),
         [a](int config, Address x, int64_t ldx, Address values, Address meta, Address bias, Address residual,
             int64_t ldr, Address y, int64_t ldy, int64_t tokens, int64_t out, int64_t in, int dtype,
-            int activation, Address workspace, size_t workspace_bytes, int sms, Address stream, Address x_scale,
-            Address w_scale, int y_dtype) {
+            int activation, Address workspace, size_t workspace_bytes, bool workspace_is_fresh, int sms,
+            Address stream, Address x_scale, Address w_scale, int y_dtype) {
             return a.run(config, {at(x), ldx, at(values), at(meta), at(bias), at(residual), residual ? ldr : 0,
                                   reinterpret_cast<void*>(y), ldy, tokens, out, in, static_cast<DType>(dtype),
                                   static_cast<Activation>(activation), reinterpret_cast<void*>(workspace),
-                                  workspace_bytes, sms, reinterpret_cast<cudaStream_t>(stream),
+                                  workspace_bytes, workspace_is_fresh, sms,
+                                  reinterpret_cast<cudaStream_t>(stream),
                                   static_cast<const float*>(at(x_scale)), static_cast<const float*>(at(w_scale)),
                                   static_cast<DType>(y_dtype)});
         },
         py::arg("config"), py::arg("x"), py::arg("ldx"), py::arg("values"), py::arg("meta"), py::arg("bias"),
         py::arg("residual"), py::arg("ldr"), py::arg("y"), py::arg("ldy"), py::arg("tokens"), py::arg("out"),
         py::arg("in_"), py::arg("dtype"), py::arg("activation"), py::arg("workspace"),
-        py::arg("workspace_bytes"), py::arg("sms"), py::arg("stream"), py::arg("x_scale") = 0,
-        py::arg("w_scale") = 0, py::arg("y_dtype") = 0,
+        py::arg("workspace_bytes"), py::arg("workspace_is_fresh"), py::arg("sms"), py::arg("stream"),
+        py::arg("x_scale") = 0, py::arg("w_scale") = 0, py::arg("y_dtype") = 0,
         py::call_guard<py::gil_scoped_release>());
 }
 

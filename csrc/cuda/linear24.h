@@ -32,6 +32,7 @@ struct Linear24Call {
     Activation activation;
     void* workspace;  // of at least workspace_bytes, which smXX_workspace says
     size_t workspace_bytes;
+    bool workspace_is_fresh;  // not zero yet where it has to be: the call sees to that
     int sms;  // multiprocessors to fill
     cudaStream_t stream;
     const float* x_scale;  // [tokens] and [out], for s8 and e4m3 alone
@@ -47,8 +48,8 @@ struct ConfigInfo {
     int split;            // parts that `in` is summed in: 1, or 0 where the kernel chooses at run time
 };
 
-// Of a workspace, this many bytes at either end are to be zero before the first call that uses it; every call
-// leaves them fit for the next one on the same stream, of whatever sizes.
+// Of a workspace, this many bytes at either end are to be zero before the first call that uses it, unless it is
+// said to be fresh; every call leaves them fit for the next one on the same stream, of whatever sizes.
 constexpr size_t zeroed_workspace = 4096 + 128;
 
 // For each architecture: configs are numbered from 0, and only `config` asks for a number that exists. why_not

@@ -113,6 +113,9 @@ int sm80_run(int config, const Linear24Call& call) {
         const int parts = chosen_parts<Tile>(c, count, call.in, call.sms);
         if (static_cast<size_t>(workspace_bytes<Tile>(count, parts)) > call.workspace_bytes)
             return cudaErrorInvalidValue;
+        if (parts > 1 && call.workspace_is_fresh) {
+            if (const auto error = cudaMemsetAsync(call.workspace, 0, counter_bytes, call.stream)) return error;
+        }
         return launch(c.tile, call.dtype, problem_of(call, parts), call.stream);
     });
 }

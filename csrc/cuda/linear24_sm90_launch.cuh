@@ -111,6 +111,10 @@ inline ReplaceAddress replace_address() {
     return found;
 }
 
+inline char* locks_of(const Linear24Call& call) {
+    return static_cast<char*>(call.workspace) + call.workspace_bytes / 128 * 128 - lock_bytes;
+}
+
 // Puts this call's addresses into the parameters of its shape; false where the driver refuses one.
 template <class Kernel>
 bool point_to(const Linear24Call& call, typename Kernel::Params& params) {
@@ -132,9 +136,7 @@ bool point_to(const Linear24Call& call, typename Kernel::Params& params) {
     residual.set = call.residual != nullptr;
     if constexpr (splits_in<Kernel>) {
         if (splits<Kernel>(call) > 1) {
-            const size_t end = call.workspace_bytes / 128 * 128;
-            char* const locks = static_cast<char*>(call.workspace) + end - lock_bytes;
-            params.scheduler.reduction_workspace_ = locks - sum_bytes<Kernel>(call);
+            params.scheduler.reduction_workspace_ = locks_of(call) - sum_bytes<Kernel>(call);
         }
     }
     return replace != nullptr && points(params.mainloop.tma_load_a, call.values) &&
@@ -188,6 +190,9 @@ int run(const Linear24Call& call) {
     if (const cudaError_t error = allow_shared_memory<kernel>(Kernel::SharedStorageSize)) return error;
     typename Kernel::Params params;
     if (!params_for<Kernel>(call, params) || !point_to<Kernel>(call, params)) return cudaErrorInvalidValue;
+    if (call.workspace_is_fresh && workspace<Kernel>(call) != 0) {
+        if (const auto error = cudaMemsetAsync(locks_of(call), 0, lock_bytes, call.stream)) return error;
+    }
 
     using Cluster = typename Kernel::ClusterShape;
     cudaLaunchAttribute cluster{};

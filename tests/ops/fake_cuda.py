@@ -20,7 +20,7 @@ DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16, 3: torch.int8, 
 ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}
 RUN = (
     "config", "x", "ldx", "values", "meta", "bias", "residual", "ldr", "y", "ldy", "tokens", "out", "in_",
-    "dtype", "activation", "workspace", "workspace_bytes", "sms", "stream",
+    "dtype", "activation", "workspace", "workspace_bytes", "fresh", "sms", "stream",
 )  # fmt: skip
 LOCKS = 4096
 SCALED = ("x_scale", "w_scale", "y_dtype")
@@ -77,6 +77,8 @@ class Kernels:
         assert (call.workspace != 0) == (needed > 0)
         if needed:
             memory = at(call.workspace, torch.uint8, 1, call.workspace_bytes, 0)[0]
+            if call.fresh:
+                memory[:LOCKS] = memory[-LOCKS:] = 0
             assert not memory[:LOCKS].any()
             assert not memory[-LOCKS:].any()
             memory[LOCKS:-LOCKS] = 255

@@ -92,7 +92,11 @@ def test_workspaces_are_kept_a_stream_and_made_anew_in_a_graph(kernels, monkeypa
     assert other != first
     assert larger == again != first
     monkeypatch.setattr(gpu, "capturing", lambda: True)
+    assert not kernels["sm90"].calls[-1].fresh
+    empty, nan = torch.empty, torch.tensor(255, dtype=torch.uint8)
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **how: empty(*sizes, **how).copy_(nan))
     check(normal(50, 48, dtype=torch.bfloat16), values, meta)
+    assert kernels["sm90"].calls[-1].fresh
     assert kernels["sm90"].calls[-1].workspace not in (other, again)
 
 

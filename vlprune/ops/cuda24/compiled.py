@@ -24,9 +24,6 @@ from .problem import Problem, Scales, aligned, aligned_rows, refuse_capture
 
 __all__ = ["Compiled"]
 
-# zeroed_workspace of csrc/cuda/linear24.h: locks lie at the start of a workspace, for sm90 at its end.
-_LOCKS = 4096 + 128
-
 
 class Compiled:
     """The kernels of one architecture in `vlprune._C_cuda`.
@@ -108,6 +105,7 @@ class Compiled:
         activation: str | None,
         y: Tensor | None = None,
         scales: Scales | None = None,
+        fresh: bool = False,
     ) -> Tensor:
         """Launch a config; x, residual, bias and values are copied only where a kernel cannot read them."""
         index, number = gpu.index_of(x.device), self._numbers[config]
@@ -126,12 +124,12 @@ class Compiled:
         stream = gpu.stream_of(index)
         # Of two steps across the module's border one is spared where nothing is shared out.
         size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
-        workspace = self._workspace(size, x.device, stream) if size else None
+        workspace, made = self._workspace(size, x.device, stream) if size else (None, False)
         code = self._run(
             number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
             _address(residual), ldr, y.data_ptr(), ldy, tokens, out, inputs, dtype,
             ACTIVATION_CODE[activation], _address(workspace), 0 if workspace is None else len(workspace),
-            gpu.multiprocessors(index), stream, *ends,
+            made or fresh, gpu.multiprocessors(index), stream, *ends,
         )  # fmt: skip
         if code:
             op = "linear24" if scales is None else "linear24_scaled"
@@ -150,11 +148,11 @@ class Compiled:
 
         def launch(x: int, residual: int, y: int) -> None:
             stream = gpu.stream_of(index)
-            memory = self._workspace(size, device, stream) if size else None
+            memory, made = self._workspace(size, device, stream) if size else (None, False)
             code = run(
                 number, x, inputs, values_at, weight.data_ptr(), bias_at, residual, out if residual else 0,
                 y, out, tokens, out, inputs, dtype, activation, _address(memory),
-                0 if memory is None else len(memory), sms, stream,
+                0 if memory is None else len(memory), made, sms, stream,
             )  # fmt: skip
             if code:
                 raise self._error("linear24", config, tokens, inputs, out, code)
@@ -204,19 +202,20 @@ class Compiled:
         gpu.wait(meta.device)
         return there
 
-    def _workspace(self, size: int, device: torch.device, stream: int) -> Tensor:
-        """At least `size` bytes in which nothing is locked; a kernel leaves them so for its stream's next."""
+    def _workspace(self, size: int, device: torch.device, stream: int) -> tuple[Tensor, bool]:
+        """At least `size` bytes, and whether they are fresh; else nothing is locked in them.
+
+        A kernel leaves them so for its stream's next.
+        """
         if gpu.capturing():
             # Of its own: two graphs may run at once, and the memory of a graph dies with it.
-            memory = torch.empty(max(size, 2 * _LOCKS), dtype=torch.uint8, device=device)
-            memory.as_strided((2, _LOCKS), (len(memory) - _LOCKS, 1)).zero_()
-            return memory
+            return torch.empty(size, dtype=torch.uint8, device=device), True
         found = self._workspaces.get((device, stream))
         if found is None or len(found) < size:
             found = gpu.lasting(lambda: torch.zeros(size, dtype=torch.uint8, device=device), device)
             # One that is too small goes: what was launched with it comes before any other use of its memory.
             self._workspaces[device, stream] = found
-        return found
+        return found, False
 
 
 def _module() -> ModuleType:

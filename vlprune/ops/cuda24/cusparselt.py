@@ -87,6 +87,7 @@ class CuSparseLt:
         activation: str | None,
         y: Tensor | None = None,
         scales: Scales | None = None,
+        fresh: bool = False,
     ) -> Tensor:
         """Its product, with the bias in the epilogue, and the rest after it; not in `y`."""
         product = torch._cslt_sparse_mm(

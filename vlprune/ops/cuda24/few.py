@@ -69,6 +69,7 @@ class Few:
         activation: str | None,
         y: Tensor | None = None,
         scales: Scales | None = None,
+        fresh: bool = False,
     ) -> Tensor:
         """Launch a config; x and residual are copied only where a kernel cannot read them."""
         (tokens, inputs), out = x.shape, values.shape[0]

@@ -120,14 +120,26 @@ class Operands:
         return (q.float() * scale[:, None]).to(self.problem.y_dtype)
 
     def calls(self, form: Form, config: str, weights: Sequence[Tensor]) -> list[Call]:
-        """The product by a config of a form, once a copy."""
-        return [lambda i=i: self.run(form, config, weights[i], i) for i in range(self.copies)]  # type: ignore[misc]
+        """The product by a config of a form, as in a CUDA graph, once a copy."""
+        return [
+            lambda i=i: self.run(form, config, weights[i], i, fresh=True)  # type: ignore[misc]
+            for i in range(self.copies)
+        ]
 
-    def run(self, form: Form, config: str, weight: Tensor, copy: int = 0, y: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        form: Form,
+        config: str,
+        weight: Tensor,
+        copy: int = 0,
+        y: Tensor | None = None,
+        fresh: bool = False,
+    ) -> Tensor:
         """One call on one copy."""
-        activation = self.problem.activation
-        x, values = self.x[copy], self.values[copy]
-        return form.run(config, x, values, weight, self.bias, self.residual, activation, y, self.scales[copy])
+        x, values, scales, activation = (
+            self.x[copy], self.values[copy], self.scales[copy], self.problem.activation,
+        )  # fmt: skip
+        return form.run(config, x, values, weight, self.bias, self.residual, activation, y, scales, fresh)
 
     def weights(self, form: Form) -> list[Tensor]:
         """A form's own copies of the weight."""

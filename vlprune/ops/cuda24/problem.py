@@ -96,8 +96,12 @@ class Form(Protocol):
         activation: str | None,
         y: Tensor | None = None,
         scales: Scales | None = None,
+        fresh: bool = False,
     ) -> Tensor:
-        """[tokens, out] of x [tokens, in], in `y` if the form can write to a tensor that it is given."""
+        """[tokens, out] of x [tokens, in], in `y` if the form can write to a tensor that it is given.
+
+        `fresh` has it do all that it does in a CUDA graph, where no workspace is ready from a call before.
+        """
 
 
 def aligned(tensor: Tensor) -> Tensor:
