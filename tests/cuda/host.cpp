@@ -18,6 +18,8 @@ cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { std::abort(); }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 }
 
+extern "C" cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return cudaSuccess; }
+
 namespace vlprune {
 
 namespace sm80 {

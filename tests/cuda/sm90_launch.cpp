@@ -77,10 +77,16 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* launch, const void*, v
     uint64_t address;
     for (int at = 0, found = 0; at < end; at += 8) {
         std::memcpy(&address, parameters + at, 8);
-        for (const uint64_t place : {4, 7, 8})
+        for (const uint64_t place : {4, 7, 8, 9})
             if (address == place << 28) std::printf("%s%d", found++ ? ", " : "", (int)place);
     }
     std::printf("]}\n");
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* start, int value, size_t bytes, cudaStream_t) {
+    std::printf("{\"what\": \"memset\", \"address\": %llu, \"value\": %d, \"bytes\": %zu}\n",
+                (unsigned long long)start, value, bytes);
     return cudaSuccess;
 }
 
@@ -115,11 +121,13 @@ int main(int count, char** arguments) {
         for (int j = 0; j < 7; ++j) n[j] = std::atoll(arguments[i + j]);
         const auto moved = [&](int64_t place) { return at(place, n[6]); };
         Linear24Call call{moved(1), n[3], moved(2), moved(3), at(4, 0), n[4] ? moved(5) : nullptr, n[4], moved(6),
-                          n[5], n[0], n[1], n[2], dtype, Activation::gelu, nullptr, 0, 132, nullptr};
+                          n[5], n[0], n[1], n[2], dtype, Activation::gelu, nullptr, 0, true, 132, nullptr};
         if (scaled) {
             call.x_scale = static_cast<const float*>(at(7, 0)), call.w_scale = static_cast<const float*>(at(8, 0));
             call.y_dtype = DType::bf16;
         }
-        std::printf("{\"what\": \"run\", \"code\": %d}\n", instance.run(call));
+        call.workspace = at(9, 0), call.workspace_bytes = instance.workspace(call);
+        std::printf("{\"what\": \"run\", \"code\": %d, \"workspace\": %zu}\n", instance.run(call),
+                    call.workspace_bytes);
     }
 }

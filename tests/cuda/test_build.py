@@ -63,15 +63,18 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory, dtype):
+def compile_to(made, config, dtype):
     """Half a minute to one and a half each."""
-    made = tmp_path_factory.mktemp("sm90") / "kernel.o"
     flags = [*HOPPER, "--expt-relaxed-constexpr", f"-I{CSRC}", "-isystem", cutlass()]
     limits = ["-Xptxas", "--warn-on-spills,--warning-as-error", f"-DVLPRUNE_SM90_DTYPE={dtype}"]
-    source = CSRC / f"cuda/linear24_sm90_{CONFIGS[dtype][0]}.cu"
+    source = CSRC / f"cuda/linear24_sm90_{config}.cu"
     run([*STRICT, nvcc(), *flags, *limits, "-c", source, "-o", made])
     return made
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, dtype):
+    return compile_to(tmp_path_factory.mktemp("sm90") / "kernel.o", CONFIGS[dtype][0], dtype)
 
 
 @pytest.mark.slow
@@ -89,12 +92,11 @@ def test_sass_of_a_config(compiled, dtype):
     assert re.findall(r"REG:(\d+) STACK:(\d+)", usage) == [("168", "0")]
 
 
-@pytest.fixture(scope="module")
-def launches(compiled, dtype):
-    """What one call after the other asks of CUDA, for the config above."""
+def program_of(compiled, config, dtype):
+    """What one call after the other asks of CUDA."""
     program = compiled.with_name("program")
     flags = ["-std=c++17", "-w", f"-I{CSRC}", *cuda_headers(), f"-DVLPRUNE_DTYPE={dtype}"]
-    flags.append(f"-DVLPRUNE_CONFIG={CONFIGS[dtype][0]}")
+    flags.append(f"-DVLPRUNE_CONFIG={config}")
     run([cxx(), *flags, ROOT / "tests/cuda/sm90_launch.cpp", compiled, "-o", program])
 
     def asked(*calls):
@@ -102,6 +104,11 @@ def launches(compiled, dtype):
         return [json.loads(line) for line in run([program, *numbers], text=True).stdout.splitlines()]
 
     return asked
+
+
+@pytest.fixture(scope="module")
+def launches(compiled, dtype):
+    return program_of(compiled, CONFIGS[dtype][0], dtype)
 
 
 def address(place, offset=0):
@@ -164,3 +171,20 @@ def test_blocks_are_no_more_than_tiles_or_multiprocessors(launches):
     for tokens, blocks in ((7, 12), (4096, 132)):
         launch = launches((tokens, 768, 768, 768, 0, 768, 0))[-2]
         assert math.prod(launch["grid"]) == blocks
+
+
+@pytest.mark.slow
+def test_locks_of_shared_inputs_are_cleared_where_the_kernel_looks_for_them(tmp_path):
+    config, sums = "split_128x32", 128 * 32 * 4
+    launches = program_of(compile_to(tmp_path / "kernel.o", config, "bf16"), config, "bf16")
+    # one tile, of 4096 inputs, and as many tiles as there are multiprocessors: nothing to share
+    shared, alone = (launches((tokens, 768, 4096, 4096, 0, 768, 0)) for tokens in (7, 32 * 22))
+    bytes_ = shared[-1]["workspace"]
+    # a sum for each of the six tiles at least, then the locks; the kernel counts from the start to them
+    assert bytes_ >= 6 * sums + 4096
+    assert bytes_ % sums == 4096
+    (memset,) = (each for each in shared if each["what"] == "memset")
+    assert memset == {"what": "memset", "address": address(9) + bytes_ - 4096, "value": 0, "bytes": 4096}
+    assert [each["what"] for each in shared][-3:] == ["memset", "launch", "run"]
+    assert alone[-1] == {"what": "run", "code": 0, "workspace": 0}
+    assert not [each for each in alone if each["what"] == "memset"]
