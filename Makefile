@@ -67,8 +67,8 @@ gpu-build:
 	VLPRUNE_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 
 gpu-test:
-	$(GPU_RUN) -m pytest -q -k "not cusparselt" $(GPU_TESTS)
-	$(GPU_RUN) -m pytest -q -k cusparselt $(GPU_TESTS)
+	@status=0; for tests in "not cusparselt" cusparselt; do \
+	    $(GPU_RUN) -m pytest -q -k "$$tests" $(GPU_TESTS) || status=1; done; exit $$status
 
 gpu-linear24-cusparselt gpu-linear24-algorithms: gpu-linear24-%:
 	$(GPU_RUN) -m benchmarks.gpu_linear24 $(QUICK) --part $* $(if $(GPU_OUT),--out $(GPU_OUT)/linear24-$*.json)
