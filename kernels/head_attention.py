@@ -118,7 +118,7 @@ def head_attention(
         return out, lse
     form = form or choose(qkv.itemsize, head_dim, length, causal, heads, *_device(qkv.device.index))
     unit, (batch_step, row_step, out_step, _) = steps(qkv.stride(0), qkv.stride(1), inner, head_dim)
-    kernel, programs, constants = forward_call(form, length, head_dim, causal, training, unit)
+    kernel, programs, constants = _forward_call(form, length, head_dim, causal, training, unit)
     run(
         kernel, heads * programs,
         qkv, out, lse, num_heads, length, batch_step, row_step, out_step, scale * LOG2E, **constants,
@@ -154,6 +154,10 @@ def forward_call(
         "FULL": full, "TAIL": tail, "SPLIT": form.split,
     }  # fmt: skip
     return whole_kernel, tiles if form.split else 1, {**constants, **same}
+
+
+# Not to be changed by who gets them: calls come again, and each would take the host microseconds.
+_forward_call = functools.lru_cache(1024)(forward_call)
 
 
 def head_attention_backward(
