@@ -47,14 +47,15 @@ GPU_OUT ?=
 GPU_TESTS ?= tests/ops/test_cuda.py tests/ops/test_cuda_linear24.py
 GPU_PATH := PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH}
 # A kernel that hangs costs one part.
-GPU_RUN := $(GPU_PATH) timeout --kill-after 5 600 $(PYTHON)
+LIMITED := timeout --foreground --kill-after 5
+GPU_RUN := $(GPU_PATH) $(LIMITED) $(if $(FULL),3600,600) $(PYTHON)
 # Of what runs only the kernels here, by parts of their names (any of them: a list in one option means all):
 # PyTorch's own are not what is checked. Nor are the compilers that Triton starts.
 GPU_KERNELS := _pack_one _pack_many _mask4 _mask_ranked _mask_units _count_digits _count_ties _write _partial \
     _total _unpack
 GPU_KERNELS_24 := linear24_kernel device_kernel product finish
 GPU_KERNELS_ATTENTION := whole_kernel tiled_kernel rows_kernel columns_kernel
-SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) timeout 240 compute-sanitizer --error-exitcode 1 \
+SANITIZE = PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(GPU_PATH) $(LIMITED) 240 compute-sanitizer --error-exitcode 1 \
     --target-processes application-only $(addprefix --kernel-name kns=,$(1))
 MEMCHECK := --tool memcheck --report-api-errors no
 

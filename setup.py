@@ -11,17 +11,17 @@ import sysconfig
 from pathlib import Path
 
 import setuptools
+
+# Where pip installs, it sees to that itself; older ones fail on pyproject.toml's license without saying so.
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"vlprune: setuptools 77 or later is needed to build, here is {setuptools.__version__}")
+
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-
-
-# Where pip installs, it sees to that itself; older ones fail on pyproject.toml's license without saying so.
-if int(setuptools.__version__.partition(".")[0]) < 77:
-    sys.exit(f"vlprune: setuptools 77 or later is needed to build, here is {setuptools.__version__}")
 
 
 class CMakeBuild(build_ext):

@@ -190,13 +190,14 @@ def _row(problem: Problem) -> dict[str, Any]:
     return case.times(**more)
 
 
-def _beside_cusparselt(problem: Problem, algorithms: Sequence[str]) -> dict[str, Any]:
-    reason = ops.why_not(
-        "cusparselt", problem.op, dtype=problem.dtype, device=DEVICE,
-        tokens=problem.tokens, in_features=problem.inputs, out_features=problem.out,
-    )  # fmt: skip
+def _has_cusparselt() -> bool:
+    reason = ops.why_not("cusparselt", "linear24", dtype=torch.bfloat16, device=DEVICE)
     if reason is not None:
-        raise ValueError(reason)
+        print(f"cuSPARSELt: not measured: {reason}")
+    return reason is None
+
+
+def _beside_cusparselt(problem: Problem, algorithms: Sequence[str]) -> dict[str, Any]:
     case = Case(problem)
     best, calls = case.algorithms(algorithms)
     if best is None:
@@ -249,6 +250,8 @@ def measure_scaled(report: Report, args: argparse.Namespace) -> None:
 
 def measure_cusparselt(report: Report, args: argparse.Namespace) -> None:
     """Beside cuSPARSELt as its own search sets it; in a process of its own, since it has broken one."""
+    if not _has_cusparselt():
+        return
     row = functools.partial(_beside_cusparselt, algorithms=())
     shapes = ("L/14 fc1", "L/14 fc2", "4096 wide") if args.quick else tuple(SHAPES)
     report.attempt("host, 8 tokens of B/16 fc2", lambda: _host(("cusparselt",)))
@@ -258,6 +261,8 @@ def measure_cusparselt(report: Report, args: argparse.Namespace) -> None:
 
 def measure_algorithms(report: Report, args: argparse.Namespace) -> None:
     """Beside the best of all numbers that cuSPARSELt may have; in a process of its own too."""
+    if not _has_cusparselt():
+        return
     row = functools.partial(_beside_cusparselt, algorithms=[f"alg {n}" for n in range(ALGORITHMS)])
     _each(report, ("L/14 fc1", "L/14 fc2", "4096 wide"), FEWER, row)
 

@@ -96,7 +96,11 @@ def compared(
         "dense times as long": round(times["dense"].median / mine, 3),
         "packed": report.packed,
         "largest error": round(error, 4),
-        "layers": [layer for layer in report.to_dict()["layers"] if "resblocks.0." in layer["name"]],
+        "layers": [
+            layer
+            for layer in report.to_dict()["layers"]
+            if layer["name"].startswith("visual.transformer.resblocks.0.")
+        ],
         "times": {name: timing.to_dict() for name, timing in times.items()},
     }
 

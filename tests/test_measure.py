@@ -99,3 +99,19 @@ def test_machine_info_names_everything_a_number_needs():
 def test_bad_arguments(kwargs):
     with pytest.raises(ValueError, match="compare: expected"):
         measure.compare(**kwargs)
+
+
+@pytest.mark.parametrize("heads", [4, 2], ids=["as many", "fewer"])
+def test_attention_on_a_cpu_is_counted_and_its_gradient(heads):
+    q = torch.randn(2, 4, 50, 16, requires_grad=True)
+    k, v = (torch.randn(2, heads, 50, 16, requires_grad=True) for _ in range(2))
+
+    def forward():
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=heads < 4)
+
+    once = 2 * 2 * 4 * 50 * 50 * 16
+    with torch.no_grad():
+        flops, out = measure.flops_of(forward)
+    assert (flops, out.shape) == (2 * once, q.shape)
+    # five products in the gradient, two of which are made again
+    assert measure.flops_of(lambda: forward().sum().backward())[0] == 7 * once

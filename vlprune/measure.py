@@ -188,14 +188,29 @@ def flops_of(call: Callable[[], T]) -> tuple[int, T]:
     In PyTorch's own attention modules, which may run as one operator, none are counted: split them first.
     """
     # brings Triton's compiler with it
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+    from torch.utils.flop_counter import (
+        FlopCounterMode,
+        flop_registry,
+        sdpa_backward_flop_count,
+        sdpa_flop_count,
+    )
 
-    def attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    def forward(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+        k, v = (torch.Size((*q[:2], *t[2:])) for t in (k, v))  # fewer heads are used several times
         return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
-    # PyTorch 2.11 does not know the operator for CPUs
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+    def backward(grad: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+        k, v = (torch.Size((*q[:2], *t[2:])) for t in (k, v))
+        return int(sdpa_backward_flop_count(grad, q, k, v))  # type: ignore[no-untyped-call]
+
+    # PyTorch 2.11 does not know the operators for CPUs
+    aten = torch.ops.aten
+    formulas = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    missing = {op: formula for op, formula in formulas.items() if op not in flop_registry}
+    with FlopCounterMode(display=False, custom_mapping=missing) as counter:
         result = call()
     return counter.get_total_flops(), result
 

@@ -42,9 +42,9 @@ const char* why_not_sizes(const Linear24Call& call) {
     constexpr int64_t most = std::numeric_limits<int32_t>::max();
     if (call.tokens < 1 || call.out < 1 || call.in < 1) return "sm90 needs one token, input and output or more";
     if (call.tokens > most) return "sm90 takes fewer than 2^31 tokens";
-    // CUTLASS lays out the indices of all outputs, and of inputs up to a whole tile, in 32 bits.
-    constexpr int64_t most_of_weight = 1 << 24;
-    if (call.out > most_of_weight || call.in > most_of_weight) return "sm90 takes in and out of at most 2^24";
+    // CUTLASS counts the indices of all outputs, up to a whole block of 64, times 128 in 32 bits.
+    constexpr int64_t most_of_weight = (1 << 24) - 64;
+    if (call.out > most_of_weight || call.in > most_of_weight) return "sm90 takes in and out below 2^24 - 63";
     return nullptr;
 }
 

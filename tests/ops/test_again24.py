@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlprune.ops import gpu
+from vlprune import ops
+from vlprune.ops import functional, gpu
 from vlprune.ops.cuda24 import again, entry
 
 from .cases import TOLERANCE, exact, normal, packed
@@ -100,8 +101,32 @@ def other_dtype(call):
     call.values.data = call.values.data.view(torch.float16)
 
 
+def other_strides_of_values(call):
+    call.values.data = torch.as_strided(call.values.data, call.values.shape, (1, 24))
+
+
 def other_bias(call):
     call.bias = call.bias.clone()
+
+
+def bias_of_the_same_address(call):
+    call.bias = call.bias.view(24)
+
+
+def bias_in_strides(call):
+    call.bias.data = torch.stack([call.bias, call.bias], 1).view(48)[:24].as_strided((24,), (2,))
+
+
+def bias_with_another_sign(call):
+    call.bias = torch._neg_view(call.bias)
+
+
+def no_bias(call):
+    call.bias = None
+
+
+def input_with_another_sign(call):
+    call.x = torch._neg_view(call.x)
 
 
 def another_shape(call):
@@ -153,7 +178,9 @@ def gradient(call):
 
 
 CHANGES = [
-    other_meta, other_values, other_dtype, other_bias, another_shape, another_dtype, in_strides, unaligned,
+    other_meta, other_values, other_dtype, other_strides_of_values, other_bias, bias_of_the_same_address,
+    bias_in_strides, bias_with_another_sign, no_bias, input_with_another_sign, another_shape, another_dtype,
+    in_strides, unaligned,
     subclass, another_backend, another_activation, no_residual, another_residual, residual_in_strides,
     residual_of_another_dtype, gradient,
 ]  # fmt: skip
@@ -180,11 +207,71 @@ def test_without_gradients_a_tensor_that_could_have_one_is_as_any(call):
 
 
 def test_whoever_watches_sees_the_operator(call):
-    with FlopCounterMode(display=False):
-        assert call.again() is None
-    with FakeTensorMode():
-        assert call.again() is None
+    for watcher in (FlopCounterMode(display=False), FakeTensorMode(), torch.profiler.profile()):
+        with watcher:
+            assert call.again() is None
     assert call.again() is not None
+
+
+def test_a_transform_has_tensors_without_addresses(call):
+    def wrapped(x, bias):
+        call.x, call.bias = x, bias
+        assert call.again() is None
+        return x
+
+    x, bias = call.x, call.bias
+    torch.vmap(wrapped)(torch.stack([x, x]), torch.stack([bias, bias]))
+    torch.func.grad(lambda bias: wrapped(bias, x).sum())(bias)
+
+
+def test_two_biases_in_turn(call):
+    first, second = call.bias, call.bias + 1
+    call.bias = second
+    call.first()
+    for bias in (first, second, first):
+        call.bias = bias
+        call.check(call.again())
+
+
+def test_kinds_are_no_more_than_so_many(call, monkeypatch):
+    monkeypatch.setattr(again, "_MOST", 3)
+    for tokens in range(1, 9):
+        call.x, call.residual = normal(tokens, 48, dtype=DTYPE), normal(tokens, 24, dtype=DTYPE)
+        call.first()
+        call.check(call.again())
+    assert len(again._weights[id(call.values)].calls) <= 3
+
+
+def test_what_comes_once_is_not_remembered(call):
+    call.values = call.values[:]
+    call.first()
+    assert id(call.values) not in again._weights
+
+
+@pytest.mark.parametrize("gone", ["values", "meta"])
+def test_gone_with_the_weight(call, gone):
+    key = id(call.values)
+    assert key in again._weights
+    delattr(call, gone)
+    gc.collect()
+    assert key not in again._weights
+
+
+def test_the_public_function_takes_the_short_cut_on_a_gpu(call, monkeypatch):
+    class OnGpu:
+        """As much of a CUDA tensor as the short cut looks at."""
+
+        is_cuda = True
+
+    monkeypatch.setattr(functional.again, "launched", lambda *arguments: arguments)
+    arguments = call.arguments()[1:]
+    x = OnGpu()
+    values, meta, bias, activation, name, residual = arguments
+    given = {"backend": name, "residual": residual}
+    assert ops.linear24(x, values, meta, bias, activation, **given) == (x, *arguments)
+    monkeypatch.setattr(functional.again, "launched", lambda *_: None)
+    with pytest.raises(AttributeError, match="dtype"):
+        ops.linear24(x, values, meta, bias, activation, **given)
 
 
 def test_another_current_device(call, monkeypatch):
@@ -203,13 +290,6 @@ def test_an_error_is_told(call, kernels):
     kernels["sm90"].failing.add(1)
     with pytest.raises(RuntimeError, match="linear24: config 64x32 of the sm90 backend failed for 10 tokens"):
         call.again()
-
-
-def test_gone_with_the_weight(call):
-    count = len(again._weights)
-    del call.values
-    gc.collect()
-    assert len(again._weights) == count - 1
 
 
 def test_forgotten_where_the_choice_may_change(call):

@@ -232,7 +232,7 @@ def test_made_again_at_once(monkeypatch):
         pytest.skip("no compiled kernel runs here")
     with torch.no_grad():
         layer(x)
-        if not again._weights:
+        if id(layer.values) not in again._weights:
             pytest.skip("a kernel by Triton was measured to be faster")
         # the operator is not called any more
         monkeypatch.setattr(functional, "_linear24", None)

@@ -156,6 +156,21 @@ def test_any_error_of_a_config_is_its_own(kernels, monkeypatch):
     assert kernels["sm90"].calls[-1].config == 1
 
 
+def test_nothing_more_is_tried_on_a_device_that_is_lost(kernels, monkeypatch):
+    def wait(device):
+        if len(kernels["sm90"].calls) > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    pretend_times(monkeypatch)
+    kernels["sm90"].failing.add(1)
+    monkeypatch.setattr(gpu, "wait", wait)
+    values, meta = packed(24, 48, torch.bfloat16)
+    said = r"linear24: sm90, config 64x32 left cpu unusable for this process \(.*error 700\)"
+    with pytest.raises(RuntimeError, match=said):
+        check(normal(50, 48, dtype=torch.bfloat16), values, meta)
+    assert not kernels["sm80"].calls
+
+
 BAD = {
     "tokens": ((0, 24, 48), {}, "expected tokens of at least 1, got 0"),
     "outputs": ((5, 0, 48), {}, "expected out_features of at least 1, got 0"),

@@ -34,8 +34,8 @@ def test_e4m3_summed_by_tensor_cores(sizes, out_dtype):
     sums = summed_in_13_bits(operands.x[0].float(), operands.dense[0].float())
     y = reference.scaled(sums.float(), scales.x, scales.weight, bias, None, None, out_dtype)
     assert measure.trusted(operands, lambda _: y)
-    # one output of one token is that of its neighbour
-    y[3, 5] = y[3, 6]
+    # a tenth of what results are
+    y[3, 5] += 0.1 * y.float().std()
     assert not measure.trusted(operands, lambda _: y)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from vlprune.recovery import (
     loop,
     merge_sparse_lora_,
     recover_,
+    sharding,
 )
 from vlprune.recovery.batches import Source
 from vlprune.recovery.objective import Distillation
@@ -144,8 +146,12 @@ whole_save, loop.save_state = loop.save_state, keep_half_way
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, ranks, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[4])
-    dist.init_process_group("gloo", f"file://{sys.argv[3]}", rank=rank, world_size=ranks)
+    wait = timedelta(minutes=7)
+    dist.init_process_group("gloo", f"file://{sys.argv[3]}", rank=rank, world_size=ranks, timeout=wait)
     fresh, continued = run(out / "together", rank), run(out / "alone", rank, "-half")
     torch.save([fresh, continued], out / f"{rank}.pt")
     (out / f"{rank}.json").write_text(json.dumps([refused(out, rank), held(False), held(True)]))
+    # one group for all trainings, which waits as long as the others
+    (group,) = sharding._groups.values()
+    assert group._get_backend(torch.device("cpu")).options._timeout == wait
     dist.destroy_process_group()

@@ -9,13 +9,14 @@ __all__ = ["is_watched"]
 
 
 def is_watched() -> bool:
-    """Whether a mode, a tracer, a transform or a profiler sees the operators: they know PyTorch's own."""
+    """Whether a mode, a tracer or a transform sees the operators: they know PyTorch's own."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or (torch._C._len_torch_function_stack() and _has_function_mode())
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+        # A mode before dispatch: the key is there while its stack is not empty.
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
     )
 
 

@@ -25,7 +25,7 @@ from .sparselora import SparseLoRALinear
 
 __all__ = ["Sharded", "clip_norm_", "gathered", "local", "part_of"]
 
-# FSDP2 of older ones asks a gradient of every parameter, if only until it is told otherwise.
+# FSDP2 of PyTorch 2.11 asks a gradient of every parameter, until it is told otherwise; 2.12's does not.
 _SPREADS_BOOL = torch.__version__ >= "2.12"
 
 _groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -97,7 +97,6 @@ class Sharded:
 
     def __init__(self, objective: Objective) -> None:
         # heavy to import, and needed only here
-        from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
         self._objective, self._student = objective, objective.student
@@ -119,7 +118,7 @@ class Sharded:
         objective.student = self.student
         self.module: nn.Module = nn.Sequential(objective)
         options: dict[str, Any] = {
-            "mesh": DeviceMesh.from_group(_group(), model_device(self._student).type),
+            "mesh": _mesh(model_device(self._student)),
             "ignored_params": set(self.whole.values()),
         }
         try:
@@ -149,17 +148,20 @@ class Sharded:
         self._objective.student = self._student
 
 
-def _group() -> Any:
+def _mesh(device: torch.device) -> Any:
     """All ranks, in a group of their own that every training of the process takes.
 
     DTensor's caches keep the mesh of the first one, and with it its group and gloo's threads, past
     `destroy_process_group`. Were that the default group, a thread that lets go of the last tensor it was
     given while the interpreter ends would abort the process; this group has long been idle by then.
     """
-    world = dist.group.WORLD
+    from torch.distributed.device_mesh import DeviceMesh
+
+    world: Any = dist.group.WORLD
     if world not in _groups:
-        _groups[world] = dist.new_group()
-    return _groups[world]
+        # which would have PyTorch's own limit else, however long the ranks were told to wait
+        _groups[world] = dist.new_group(timeout=world._get_backend(device).options._timeout)
+    return DeviceMesh.from_group(_groups[world], device.type)
 
 
 def _blocks(student: nn.Module) -> list[str]:

@@ -1,9 +1,9 @@
 """Calls of `linear24` on a CUDA device that were made before: launched at once.
 
 The first call of a kind passes the checks and the dispatcher, and chooses its kernel, which takes the host
-longer than a small product takes the device. A call is made again if it has the same weight, unchanged where
-it matters, and all else that a check or the choice depends on. Whoever watches the operators, wants a
-gradient or gives something unusual goes the long way.
+longer than a small product takes the device. A call is made again if it has the same weight and bias,
+unchanged where it matters, and all else that a check or the choice depends on. Whoever watches the operators,
+wants a gradient or gives something unusual goes the long way.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ from torch import Tensor
 from .. import gpu
 from ..seen import Seen
 from ..watched import is_watched
-from .problem import aligned
 
 __all__ = ["Launch", "forget", "launched", "remember"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 # An address as kernels read it: see `problem.aligned`.
 _ALIGNMENT = 16
+# Kinds of calls that are kept of a weight: lengths of texts may vary for ever.
+_MOST = 256
 
 
 class Launch(Protocol):
@@ -35,27 +36,49 @@ class Launch(Protocol):
         """Addresses of contiguous tensors, multiples of 16 bytes; 0 for no residual."""
 
 
-class _Weight:
-    """A weight as calls read it, and these: what else one depends on -> launch, shape and strides of y."""
+class _Read:
+    """A tensor that kernels read where it is, whatever was written there since."""
 
-    __slots__ = ("_addresses", "_dtype", "_meta", "_shape", "calls", "reference")
+    __slots__ = ("_address", "_dtype", "_shape", "reference")
 
-    def __init__(self, values: Tensor, meta: Tensor, bias: Tensor | None) -> None:
-        self.reference = weakref.ref(values, functools.partial(_forget, id(values)))
-        # values and bias are read where they are, whatever was written there; of meta a copy is
-        self._addresses = _addresses(values, bias)
-        self._shape, self._dtype = values.shape, values.dtype
-        self._meta = Seen(meta)
-        self.calls: dict[tuple[Any, ...], tuple[Launch, torch.Size, tuple[int, ...]]] = {}
+    def __init__(self, tensor: Tensor, forget: Callable[[weakref.ref[Tensor]], None] | None = None) -> None:
+        self.reference = weakref.ref(tensor, forget)
+        self._address, self._shape, self._dtype = tensor.data_ptr(), tensor.shape, tensor.dtype
 
-    def is_still(self, values: Tensor, meta: Tensor, bias: Tensor | None) -> bool:
-        """Whether it can be read as before."""
+    def is_still(self, tensor: Tensor | None) -> bool:
+        """Whether it is that tensor, in the same place and form."""
         return (
-            self._addresses == _addresses(values, bias)
-            and self._shape == values.shape
-            and self._dtype is values.dtype
-            and self._meta.is_still(meta)
+            tensor is not None
+            and self.reference() is tensor
+            and self._address == tensor.data_ptr()
+            and self._shape == tensor.shape
+            and self._dtype is tensor.dtype
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
         )
+
+
+class _Call(NamedTuple):
+    launch: Launch
+    bias: _Read | None
+    shape: torch.Size  # of the result
+    strides: tuple[int, ...]
+
+
+class _Weight:
+    """A weight, and the calls with it by what else they depend on."""
+
+    __slots__ = ("__weakref__", "_meta", "_values", "calls")
+
+    def __init__(self, values: Tensor, meta: Tensor) -> None:
+        # What is made of meta goes with it, or with the values.
+        forget = functools.partial(_forget, id(values), weakref.ref(self))
+        self._values, self._meta = _Read(values, forget), Seen(meta, forget)
+        self.calls: dict[tuple[Any, ...], _Call] = {}
+
+    def is_still(self, values: Tensor, meta: Tensor) -> bool:
+        """Whether it can be read as before."""
+        return self._values.is_still(values) and self._meta.is_still(meta)
 
 
 _weights: dict[int, _Weight] = {}
@@ -72,21 +95,23 @@ def launched(
 ) -> Tensor | None:
     """The result, if such a call was remembered."""
     weight = _weights.get(id(values))
-    if weight is None or not weight.is_still(values, meta, bias):
+    # Asked before anything else: wrappers of transforms and tracers have no addresses, and odd shapes.
+    if weight is None or is_watched() or torch._C._autograd._profiler_enabled():
         return None
-    found = weight.calls.get(_kind(x, activation, backend, residual))
-    if found is None or not _is_plain(x) or is_watched() or not gpu.is_current(x.device):
+    if not (weight.is_still(values, meta) and _is_plain(x) and (residual is None or _is_plain(residual))):
         return None
-    if residual is not None and not (_is_plain(residual) and residual.device == x.device):
+    call = weight.calls.get(_kind(x, bias, activation, backend, residual))
+    if call is None or not (bias is None if call.bias is None else call.bias.is_still(bias)):
+        return None
+    if not gpu.is_current(x.device):
         return None
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, values, bias, residual)
     ):
         return None
-    launch, shape, strides = found
     # takes the host half as long as `new_empty`
-    y = x.new_empty_strided(shape, strides)
-    launch(x.data_ptr(), 0 if residual is None else residual.data_ptr(), y.data_ptr())
+    y = x.new_empty_strided(call.shape, call.strides)
+    call.launch(x.data_ptr(), 0 if residual is None else residual.data_ptr(), y.data_ptr())
     return y
 
 
@@ -100,40 +125,45 @@ def remember(
     backend: str,
     residual: Tensor | None,
 ) -> None:
-    """Keep how a call is launched, for the next one of its kind, if that is not known."""
-    kind, weight = _kind(x, activation, backend, residual), _weights.get(id(values))
-    if weight is not None and kind in weight.calls and weight.is_still(values, meta, bias):
-        return
-    if any(t is not None and (type(t) not in _PLAIN or aligned(t) is not t) for t in (values, meta, bias)):
+    """Keep how a call is launched, for the next one of its kind, if its tensors are such as come again."""
+    if values._is_view() or not all(t is None or _is_plain(t) for t in (x, values, meta, bias, residual)):
         return
     if meta.is_inference():
         return  # counts no versions
-    if weight is None or not weight.is_still(values, meta, bias):
-        weight = _weights[id(values)] = _Weight(values, meta, bias)
-    y = x.new_empty(*x.shape[:-1], values.shape[0], device="meta")
-    weight.calls[kind] = launch(), y.shape, y.stride()
+    weight = _weights.get(id(values))
+    if weight is None or not weight.is_still(values, meta):
+        weight = _weights[id(values)] = _Weight(values, meta)
+    kind = _kind(x, bias, activation, backend, residual)
+    known = weight.calls.get(kind)
+    if known is None or not (known.bias is None or known.bias.is_still(bias)):
+        if len(weight.calls) >= _MOST:
+            weight.calls.clear()
+        y = torch.empty(*x.shape[:-1], values.shape[0], device="meta")
+        bias_read = None if bias is None else _Read(bias)
+        weight.calls[kind] = _Call(launch(), bias_read, y.shape, y.stride())
 
 
-def forget() -> None:
-    """Drop all of them, because a choice may change, or a weight was written to and nobody counted it."""
-    _weights.clear()
+def forget(values: Tensor | None = None) -> None:
+    """Drop the calls with these values, or all, because a choice or a weight changes and nobody counts it."""
+    if values is None:
+        _weights.clear()
+    else:
+        _weights.pop(id(values), None)
 
 
-def _kind(x: Tensor, activation: str | None, backend: str, residual: Tensor | None) -> tuple[Any, ...]:
-    added = None if residual is None else (residual.shape, residual.dtype)
-    return x.shape, x.dtype, x.device, activation, backend, added
-
-
-def _addresses(values: Tensor, bias: Tensor | None) -> tuple[int, int]:
-    return values.data_ptr(), 0 if bias is None else bias.data_ptr()
+def _kind(
+    x: Tensor, bias: Tensor | None, activation: str | None, backend: str, residual: Tensor | None
+) -> tuple[Any, ...]:
+    added = None if residual is None else (residual.shape, residual.dtype, residual.device)
+    return x.shape, x.dtype, x.device, id(bias), activation, backend, added
 
 
 def _is_plain(x: Tensor) -> bool:
-    return type(x) in _PLAIN and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0
+    return type(x) in _PLAIN and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0 and not x.is_neg()
 
 
-def _forget(key: int, reference: weakref.ref[Tensor]) -> None:
+def _forget(key: int, made: weakref.ref[_Weight], _: weakref.ref[Tensor]) -> None:
     # Runs at any moment, so it takes no lock; a newer tensor may already live under the same identity.
     weight = _weights.get(key)
-    if weight is not None and weight.reference is reference:
+    if weight is not None and weight is made():
         _weights.pop(key, None)

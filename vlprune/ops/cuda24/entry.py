@@ -128,7 +128,7 @@ def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bo
     if out == 0 or half == 0 or asked(backend) == "torch":
         return
     if anew:
-        again.forget()
+        again.forget(values)
     with torch.cuda.device(values.device):
         problem = Problem(1, out, 2 * half, values.dtype, out_dtype=_out_dtype(values.dtype))
         for form in able_forms(problem, backend, values.device).values():
@@ -159,8 +159,9 @@ def tune24(
     need, is in no time.
 
     Every config that can is compared with the dense product and dropped if its result is further than twice
-    as far from float64; then both are timed. The outcome is remembered, also for other processes, in a file
-    under VLPRUNE_CACHE (by default ~/.cache/vlprune) for as long as GPU and versions are the same.
+    as far from float64; then both are timed, as a CUDA graph would run them. The outcome is remembered, also
+    for other processes, in a file under VLPRUNE_CACHE (by default ~/.cache/vlprune) for as long as GPU and
+    versions are the same.
 
     Args:
         tokens: rows of the input; numbers that differ by little share what was measured.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import gpu, reference
 from .choice import Choice, pick
 from .dense8 import linear8, unpack8
 from .problem import Form, Problem, Scales
@@ -249,7 +249,7 @@ def _measured(problem: Problem, forms: Sequence[Form], device: torch.device) -> 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            _refuse_lost(form.name, x, error)
+            _refuse_lost(form.name, problem, x.device, error)
             _warn(form.name, problem, str(error))
             continue
         for config in configs:
@@ -272,21 +272,20 @@ def _works(name: str, operands: Operands, form: Form, config: str, weight: Tenso
         raise
     except Exception as error:
         # Triton's own errors (too much shared memory, code that does not compile) have no base but this.
-        _refuse_lost(name, operands.x[0], error)
+        _refuse_lost(name, operands.problem, operands.x[0].device, error)
         reason = str(error) or type(error).__name__
     _warn(name, operands.problem, reason)
     return False
 
 
-def _refuse_lost(name: str, on: Tensor, error: Exception) -> None:
+def _refuse_lost(name: str, problem: Problem, device: torch.device, error: Exception) -> None:
     """Go on only if the device still works: after an illegal access nothing does, in this process."""
-    if on.is_cuda:
-        try:
-            torch.cuda.synchronize(on.device)
-        except RuntimeError as lost:
-            raise RuntimeError(
-                f"linear24: {name} left {on.device} unusable for this process ({error})"
-            ) from lost
+    try:
+        gpu.wait(device)
+    except RuntimeError as lost:
+        raise RuntimeError(
+            f"{problem.op}: {name} left {device} unusable for this process ({error})"
+        ) from lost
 
 
 def _warn(name: str, p: Problem, reason: str) -> None:
