@@ -87,6 +87,9 @@ class Report:
     def finish(self) -> None:
         """Say where the rows are; leave with status 1 if any is missing."""
         took = time.perf_counter() - self._start
+        if not self.rows:
+            print("nothing was measured, and nothing is written", flush=True)
+            sys.exit(0)
         print(f"{self.path}: {len(self.rows)} rows in {took:.0f} s, {self.failed} failed", flush=True)
         sys.exit(1 if self.failed else 0)
 

@@ -93,6 +93,10 @@ def other_meta(call):
     call.meta.copy_(packed(24, 48, DTYPE, seed=5)[1])
 
 
+def another_shape_of_meta(call):
+    call.meta.data = call.meta.data.view(-1)
+
+
 def other_values(call):
     call.values.data = call.values.data.clone()
 
@@ -178,7 +182,8 @@ def gradient(call):
 
 
 CHANGES = [
-    other_meta, other_values, other_dtype, other_strides_of_values, other_bias, bias_of_the_same_address,
+    other_meta, another_shape_of_meta, other_values, other_dtype, other_strides_of_values, other_bias,
+    bias_of_the_same_address,
     bias_in_strides, bias_with_another_sign, no_bias, input_with_another_sign, another_shape, another_dtype,
     in_strides, unaligned,
     subclass, another_backend, another_activation, no_residual, another_residual, residual_in_strides,
@@ -231,6 +236,28 @@ def test_two_biases_in_turn(call):
     for bias in (first, second, first):
         call.bias = bias
         call.check(call.again())
+
+
+def test_a_meta_of_several_weights_that_was_written_to_uncounted(call):
+    other = Call()
+    other.meta = call.meta
+    other.values = torch.nn.Parameter(call.values.detach().clone(), requires_grad=False)
+    other.first()
+    call.meta.data.copy_(packed(24, 48, DTYPE, seed=5)[1])
+    entry.prepare24_cuda(call.values, call.meta)
+    for each in (call, other):
+        each.check(each.first())
+        each.check(each.again())
+
+
+def test_biases_that_are_gone_make_room_first(call, monkeypatch):
+    monkeypatch.setattr(again, "_MOST", 3)
+    kept = call.bias
+    for _ in range(5):
+        call.bias = normal(24, dtype=DTYPE)
+        call.first()
+    call.bias = kept
+    assert call.again() is not None
 
 
 def test_kinds_are_no_more_than_so_many(call, monkeypatch):

@@ -78,10 +78,10 @@ class TrainConfig(Plain):
         save_every: steps between checkpoints.
         samples: use this many of the images at most, of data of `load_data`.
         shard: where processes share the work (torchrun), each has a part of the weights, the masks (PyTorch
-            2.11 leaves these whole), the gradients and the optimizer's state (FSDP2) instead of all of them
-            (DDP). A teacher of its own stays whole. The weights are put together at the end, and after an
-            error that all processes meet, such as a loss that is not finite; one that only some meet leaves
-            the model without.
+            2.11 leaves those of adapters whole), the gradients and the optimizer's state (FSDP2) instead of
+            all of them (DDP). A teacher of its own stays whole. The weights are put together at the end, and
+            after an error that all processes meet, such as a loss that is not finite; one that only some meet
+            leaves the model without.
 
     """
 

@@ -160,7 +160,8 @@ def _mesh(device: torch.device) -> Any:
     world: Any = dist.group.WORLD
     if world not in _groups:
         # which would have PyTorch's own limit else, however long the ranks were told to wait
-        _groups[world] = dist.new_group(timeout=world._get_backend(device).options._timeout)
+        wait = getattr(world._get_backend(device).options, "_timeout", None)
+        _groups[world] = dist.new_group(timeout=wait)
     return DeviceMesh.from_group(_groups[world], device.type)
 
 

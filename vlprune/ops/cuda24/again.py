@@ -68,17 +68,23 @@ class _Call(NamedTuple):
 class _Weight:
     """A weight, and the calls with it by what else they depend on."""
 
-    __slots__ = ("__weakref__", "_meta", "_values", "calls")
+    __slots__ = ("__weakref__", "_meta_shape", "_values", "calls", "meta")
 
     def __init__(self, values: Tensor, meta: Tensor) -> None:
         # What is made of meta goes with it, or with the values.
         forget = functools.partial(_forget, id(values), weakref.ref(self))
-        self._values, self._meta = _Read(values, forget), Seen(meta, forget)
+        self._values, self.meta, self._meta_shape = _Read(values, forget), Seen(meta, forget), meta.shape
         self.calls: dict[tuple[Any, ...], _Call] = {}
 
     def is_still(self, values: Tensor, meta: Tensor) -> bool:
         """Whether it can be read as before."""
-        return self._values.is_still(values) and self._meta.is_still(meta)
+        return self._values.is_still(values) and self.meta.is_still(meta) and self._meta_shape == meta.shape
+
+    def make_room(self) -> None:
+        """Drop calls where there are too many: those whose bias is gone, or else all."""
+        if len(self.calls) >= _MOST:
+            alive = {k: c for k, c in self.calls.items() if c.bias is None or c.bias.reference() is not None}
+            self.calls = alive if len(alive) < _MOST else {}
 
 
 _weights: dict[int, _Weight] = {}
@@ -136,19 +142,17 @@ def remember(
     kind = _kind(x, bias, activation, backend, residual)
     known = weight.calls.get(kind)
     if known is None or not (known.bias is None or known.bias.is_still(bias)):
-        if len(weight.calls) >= _MOST:
-            weight.calls.clear()
+        weight.make_room()
         y = torch.empty(*x.shape[:-1], values.shape[0], device="meta")
         bias_read = None if bias is None else _Read(bias)
         weight.calls[kind] = _Call(launch(), bias_read, y.shape, y.stride())
 
 
-def forget(values: Tensor | None = None) -> None:
-    """Drop the calls with these values, or all, because a choice or a weight changes and nobody counts it."""
-    if values is None:
-        _weights.clear()
-    else:
-        _weights.pop(id(values), None)
+def forget(meta: Tensor | None = None) -> None:
+    """Drop the calls with this meta, or all, because a choice or a weight changes and nobody counts it."""
+    for key, weight in list(_weights.items()):
+        if meta is None or weight.meta.reference() is meta:
+            _weights.pop(key, None)
 
 
 def _kind(

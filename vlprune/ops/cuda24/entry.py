@@ -127,12 +127,13 @@ def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bo
     out, half = values.shape
     if out == 0 or half == 0 or asked(backend) == "torch":
         return
-    if anew:
-        again.forget(values)
     with torch.cuda.device(values.device):
         problem = Problem(1, out, 2 * half, values.dtype, out_dtype=_out_dtype(values.dtype))
         for form in able_forms(problem, backend, values.device).values():
             form.weight(values, meta, anew)
+    if anew:
+        # Also what a call made meanwhile has remembered of before.
+        again.forget(meta)
 
 
 def _out_dtype(dtype: torch.dtype) -> torch.dtype | None:
