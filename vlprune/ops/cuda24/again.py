@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,21 +19,15 @@ from torch import Tensor
 from .. import gpu
 from ..seen import Seen
 from ..watched import is_watched
+from .problem import Launch
 
-__all__ = ["Launch", "forget", "launched", "remember"]
+__all__ = ["forget", "launched", "remember"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 # An address as kernels read it: see `problem.aligned`.
 _ALIGNMENT = 16
 # Kinds of calls that are kept of a weight: lengths of texts may vary for ever.
 _MOST = 256
-
-
-class Launch(Protocol):
-    """Runs a kernel on the current stream that has all but the addresses of x, the residual and y."""
-
-    def __call__(self, x: int, residual: int, y: int) -> None:
-        """Addresses of contiguous tensors, multiples of 16 bytes; 0 for no residual."""
 
 
 class _Read:

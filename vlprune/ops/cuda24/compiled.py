@@ -19,8 +19,7 @@ from .. import extensions, gpu
 from ..checks import SCALED_DTYPES
 from ..codes import ACTIVATION_CODE, DTYPE_CODE
 from ..seen import Kept
-from .again import Launch
-from .problem import Problem, Scales, aligned, aligned_rows, refuse_capture
+from .problem import Launch, Problem, Scales, aligned, aligned_rows, refuse_capture
 
 __all__ = ["Compiled"]
 
@@ -108,62 +107,67 @@ class Compiled:
         fresh: bool = False,
     ) -> Tensor:
         """Launch a config; x, residual, bias and values are copied only where a kernel cannot read them."""
-        index, number = gpu.index_of(x.device), self._numbers[config]
         (tokens, inputs), out = x.shape, values.shape[0]
-        dtype = DTYPE_CODE[x.dtype]
         x, ldx = aligned_rows(x)
         values = aligned(values)
         bias = None if bias is None else aligned(bias)
         residual, ldr = (None, 0) if residual is None else aligned_rows(residual)
-        ends: tuple[int, ...] = ()
         if scales is not None:
             scales = Scales(scales.x.contiguous(), scales.weight.contiguous(), scales.out_dtype)
-            ends = scales.x.data_ptr(), scales.weight.data_ptr(), DTYPE_CODE[scales.out_dtype]
         y_dtype = x.dtype if scales is None else scales.out_dtype
         y, ldy = (x.new_empty(tokens, out, dtype=y_dtype), out) if y is None else (y, y.stride(0))
-        stream = gpu.stream_of(index)
-        # Of two steps across the module's border one is spared where nothing is shared out.
-        size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
-        workspace, made = self._workspace(size, x.device, stream) if size else (None, False)
-        code = self._run(
-            number, x.data_ptr(), ldx, values.data_ptr(), weight.data_ptr(), _address(bias),
-            _address(residual), ldr, y.data_ptr(), ldy, tokens, out, inputs, dtype,
-            ACTIVATION_CODE[activation], _address(workspace), 0 if workspace is None else len(workspace),
-            made or fresh, gpu.multiprocessors(index), stream, *ends,
-        )  # fmt: skip
-        if code:
-            op = "linear24" if scales is None else "linear24_scaled"
-            raise self._error(op, config, tokens, inputs, out, code)
+        launch = self.launch(config, tokens, inputs, values, weight, bias, activation, scales)
+        launch(x.data_ptr(), _address(residual), y.data_ptr(), ldx, ldr, ldy, fresh)
         return y
 
     def launch(
-        self, config: str, problem: Problem, values: Tensor, weight: Tensor, bias: Tensor | None
+        self,
+        config: str,
+        tokens: int,
+        inputs: int,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        scales: Scales | None = None,
     ) -> Launch:
-        """What launches `linear24` by a config again, on contiguous tensors whose addresses are aligned."""
-        run, number, device = self._run, self._numbers[config], values.device
-        index, tokens, out, inputs = gpu.index_of(device), problem.tokens, problem.out, problem.inputs
-        dtype, activation = DTYPE_CODE[problem.dtype], ACTIVATION_CODE[problem.activation]
+        """What launches a config, with all but what differs from call to call.
+
+        The tensors are as kernels read them. `weight` is held; the others are to stay where they are.
+        """
+        run, number, device, out = self._run, self._numbers[config], values.device, values.shape[0]
+        dtype, activated, index = DTYPE_CODE[values.dtype], ACTIVATION_CODE[activation], gpu.index_of(device)
+        # Of two steps across the module's border one is spared where nothing is shared out.
         size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
         values_at, bias_at, sms = values.data_ptr(), _address(bias), gpu.multiprocessors(index)
+        ends: tuple[int, ...] = ()
+        if scales is not None:
+            ends = scales.x.data_ptr(), scales.weight.data_ptr(), DTYPE_CODE[scales.out_dtype]
 
-        def launch(x: int, residual: int, y: int) -> None:
+        def launch(
+            x: int,
+            residual: int,
+            y: int,
+            ldx: int = inputs,
+            ldr: int = out,
+            ldy: int = out,
+            fresh: bool = False,
+        ) -> None:
             stream = gpu.stream_of(index)
             memory, made = self._workspace(size, device, stream) if size else (None, False)
             code = run(
-                number, x, inputs, values_at, weight.data_ptr(), bias_at, residual, out if residual else 0,
-                y, out, tokens, out, inputs, dtype, activation, _address(memory),
-                0 if memory is None else len(memory), made, sms, stream,
+                number, x, ldx, values_at, weight.data_ptr(), bias_at, residual, ldr, y, ldy, tokens, out,
+                inputs, dtype, activated, _address(memory), 0 if memory is None else len(memory),
+                made or fresh, sms, stream, *ends,
             )  # fmt: skip
             if code:
-                raise self._error("linear24", config, tokens, inputs, out, code)
+                op = "linear24_scaled" if ends else "linear24"
+                raise RuntimeError(
+                    f"{op}: config {config} of the {self.name} backend failed for {tokens} tokens, "
+                    f"{inputs} inputs and {out} outputs: {_module().error_name(code)}"
+                )
 
         return launch
-
-    def _error(self, op: str, config: str, tokens: int, inputs: int, out: int, code: int) -> RuntimeError:
-        return RuntimeError(
-            f"{op}: config {config} of the {self.name} backend failed for {tokens} tokens, "
-            f"{inputs} inputs and {out} outputs: {_module().error_name(code)}"
-        )
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:

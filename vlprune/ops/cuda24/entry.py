@@ -16,7 +16,7 @@ from .choice import Choice
 from .chooser import able_forms, choice_of, form_for
 from .compiled import Compiled
 from .dense8 import linear8, unpack8
-from .problem import Form, Problem, Scales
+from .problem import Form, Launch, Problem, Scales
 
 __all__ = ["linear24", "linear24_scaled", "prepare24_cuda", "tune24"]
 
@@ -46,10 +46,9 @@ def linear24(
         return reference.linear24(x, values, meta, bias, activation, residual)
     y = _launched(form, config, x, tokens, values, meta, bias, activation, residual)
     if isinstance(form, Compiled) and kind in _chosen:
-        problem = Problem(tokens, out, inputs, x.dtype, activation)
 
-        def launch() -> again.Launch:
-            return form.launch(config, problem, values, form.weight(values, meta), bias)
+        def launch() -> Launch:
+            return form.launch(config, tokens, inputs, values, form.weight(values, meta), bias, activation)
 
         again.remember(launch, x, values, meta, bias, activation, backend, residual)
     return y

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import gpu
 
-__all__ = ["Form", "Problem", "Scales", "aligned", "aligned_rows", "refuse_capture"]
+__all__ = ["Form", "Launch", "Problem", "Scales", "aligned", "aligned_rows", "refuse_capture"]
 
 # What bulk copies and vector loads want of an address, and of the distance from row to row: bytes.
 _ALIGNMENT = 16
@@ -47,6 +47,18 @@ class Scales(NamedTuple):
     x: Tensor  # float32 [tokens]
     weight: Tensor  # float32 [out]
     out_dtype: torch.dtype
+
+
+class Launch(Protocol):
+    """Runs a kernel on the current stream that has all but what differs from call to call."""
+
+    def __call__(
+        self, x: int, residual: int, y: int, ldx: int = ..., ldr: int = ..., ldy: int = ..., fresh: bool = ...
+    ) -> None:
+        """Addresses, multiples of 16 bytes (0 for no residual), and entries from row to row, all by default.
+
+        See `Form.run` for `fresh`.
+        """
 
 
 class Form(Protocol):
