@@ -19,13 +19,11 @@ from torch import Tensor
 from .. import gpu
 from ..seen import Seen
 from ..watched import is_watched
-from .problem import Launch
+from .problem import Launch, is_aligned
 
 __all__ = ["forget", "launched", "remember"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# An address as kernels read it: see `problem.aligned`.
-_ALIGNMENT = 16
 # Kinds of calls that are kept of a weight: lengths of texts may vary for ever.
 _MOST = 256
 
@@ -157,7 +155,7 @@ def _kind(
 
 
 def _is_plain(x: Tensor) -> bool:
-    return type(x) in _PLAIN and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0 and not x.is_neg()
+    return type(x) in _PLAIN and is_aligned(x) and not x.is_neg()
 
 
 def _forget(key: int, made: weakref.ref[_Weight], _: weakref.ref[Tensor]) -> None:

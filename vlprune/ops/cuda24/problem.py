@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import gpu
 
-__all__ = ["Form", "Launch", "Problem", "Scales", "aligned", "aligned_rows", "refuse_capture"]
+__all__ = ["Form", "Launch", "Problem", "Scales", "aligned", "aligned_rows", "is_aligned", "refuse_capture"]
 
 # What bulk copies and vector loads want of an address, and of the distance from row to row: bytes.
 _ALIGNMENT = 16
@@ -116,9 +116,14 @@ class Form(Protocol):
         """
 
 
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether `tensor` is contiguous and starts at a multiple of 16 bytes."""
+    return tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0
+
+
 def aligned(tensor: Tensor) -> Tensor:
-    """`tensor` if it is contiguous and starts at a multiple of 16 bytes, else a copy that is."""
-    if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0:
+    """`tensor` if it `is_aligned`, else a copy that is."""
+    if is_aligned(tensor):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
