@@ -96,16 +96,16 @@ def launched(
     # Asked before anything else: wrappers of transforms and tracers have no addresses, and odd shapes.
     if weight is None or is_watched() or torch._C._autograd._profiler_enabled():
         return None
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, values, bias, residual)
+    ):
+        return None
     if not (weight.is_still(values, meta) and _is_plain(x) and (residual is None or _is_plain(residual))):
         return None
     call = weight.calls.get(_kind(x, bias, activation, backend, residual))
     if call is None or not (bias is None if call.bias is None else call.bias.is_still(bias)):
         return None
     if not gpu.is_current(x.device):
-        return None
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, values, bias, residual)
-    ):
         return None
     # takes the host half as long as `new_empty`
     y = x.new_empty_strided(call.shape, call.strides)
