@@ -50,6 +50,29 @@ py::list described(const Architecture& architecture) {
     return all;
 }
 
+// A call that lacks only what differs from one to the next.
+struct Launcher {
+    int (*run)(int, const Linear24Call&);
+    int config;
+    Linear24Call prepared;
+
+    int launch(Address x, Address residual, Address y, Address stream, int64_t ldx, int64_t ldr, int64_t ldy,
+               Address workspace, size_t workspace_bytes, bool workspace_is_fresh) const {
+        Linear24Call call = prepared;
+        call.x = at(x);
+        call.ldx = ldx;
+        call.residual = at(residual);
+        call.ldr = residual ? ldr : 0;
+        call.y = reinterpret_cast<void*>(y);
+        call.ldy = ldy;
+        call.stream = reinterpret_cast<cudaStream_t>(stream);
+        call.workspace = reinterpret_cast<void*>(workspace);
+        call.workspace_bytes = workspace_bytes;
+        call.workspace_is_fresh = workspace_is_fresh;
+        return run(config, call);
+    }
+};
+
 void bind(py::module_& m, const Architecture& a) {
     m.def((a.prefix + "_configs").c_str(), [a] { return described(a); });
     m.def(
@@ -68,26 +91,26 @@ void bind(py::module_& m, const Architecture& a) {
         },
         py::arg("config"), py::arg("tokens"), py::arg("out"), py::arg("in_"), py::arg("dtype"),
         py::arg("activation"), py::arg("residual"));
+    // In two steps, since turning integers into C++ takes the host longer than the rest: what stays from call to
+    // call is given once.
     m.def(
-        (a.prefix + "_run").c_str(),
-        [a](int config, Address x, int64_t ldx, Address values, Address meta, Address bias, Address residual,
-            int64_t ldr, Address y, int64_t ldy, int64_t tokens, int64_t out, int64_t in, int dtype,
-            int activation, Address workspace, size_t workspace_bytes, bool workspace_is_fresh, int sms,
-            Address stream, Address x_scale, Address w_scale, int y_dtype) {
-            return a.run(config, {at(x), ldx, at(values), at(meta), at(bias), at(residual), residual ? ldr : 0,
-                                  reinterpret_cast<void*>(y), ldy, tokens, out, in, static_cast<DType>(dtype),
-                                  static_cast<Activation>(activation), reinterpret_cast<void*>(workspace),
-                                  workspace_bytes, workspace_is_fresh, sms,
-                                  reinterpret_cast<cudaStream_t>(stream),
-                                  static_cast<const float*>(at(x_scale)), static_cast<const float*>(at(w_scale)),
-                                  static_cast<DType>(y_dtype)});
+        (a.prefix + "_launcher").c_str(),
+        [a](int config, Address values, Address meta, Address bias, int64_t tokens, int64_t out, int64_t in,
+            int dtype, int activation, int sms, Address x_scale, Address w_scale, int y_dtype) {
+            Linear24Call call = contiguous(tokens, out, in, dtype);
+            call.values = at(values);
+            call.meta = at(meta);
+            call.bias = at(bias);
+            call.activation = static_cast<Activation>(activation);
+            call.sms = sms;
+            call.x_scale = static_cast<const float*>(at(x_scale));
+            call.w_scale = static_cast<const float*>(at(w_scale));
+            call.y_dtype = static_cast<DType>(y_dtype);
+            return Launcher{a.run, config, call};
         },
-        py::arg("config"), py::arg("x"), py::arg("ldx"), py::arg("values"), py::arg("meta"), py::arg("bias"),
-        py::arg("residual"), py::arg("ldr"), py::arg("y"), py::arg("ldy"), py::arg("tokens"), py::arg("out"),
-        py::arg("in_"), py::arg("dtype"), py::arg("activation"), py::arg("workspace"),
-        py::arg("workspace_bytes"), py::arg("workspace_is_fresh"), py::arg("sms"), py::arg("stream"),
-        py::arg("x_scale") = 0, py::arg("w_scale") = 0, py::arg("y_dtype") = 0,
-        py::call_guard<py::gil_scoped_release>());
+        py::arg("config"), py::arg("values"), py::arg("meta"), py::arg("bias"), py::arg("tokens"),
+        py::arg("out"), py::arg("in_"), py::arg("dtype"), py::arg("activation"), py::arg("sms"),
+        py::arg("x_scale") = 0, py::arg("w_scale") = 0, py::arg("y_dtype") = 0);
 }
 
 }  // namespace
@@ -101,6 +124,12 @@ PYBIND11_MODULE(_C_cuda, m) {
             return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
         },
         py::arg("code"));
+    // A method, since `__call__` takes the host longer.
+    py::class_<Launcher>(m, "Launcher")
+        .def("launch", &Launcher::launch, py::arg("x"), py::arg("residual"), py::arg("y"), py::arg("stream"),
+             py::arg("ldx"), py::arg("ldr"), py::arg("ldy"), py::arg("workspace") = 0,
+             py::arg("workspace_bytes") = 0, py::arg("workspace_is_fresh") = false,
+             py::call_guard<py::gil_scoped_release>());
     bind(m, {"sm90", sm90_configs, sm90_config, sm90_workspace, sm90_why_not, sm90_run});
     bind(m, {"sm90_scaled", sm90_scaled_configs, sm90_scaled_config, sm90_scaled_workspace, sm90_scaled_why_not,
              sm90_scaled_run});

@@ -12,16 +12,13 @@ from types import SimpleNamespace
 import torch
 
 from vlprune.ops import backend, extensions, gpu, reference
-from vlprune.ops.cuda24 import again, chooser, entry, forms, measure
+from vlprune.ops.cuda24 import chooser, entry, forms, measure
 
 from .cases import TOLERANCE, exact
 
 DTYPES = {0: torch.float32, 1: torch.bfloat16, 2: torch.float16, 3: torch.int8, 4: torch.float8_e4m3fn}
 ACTIVATIONS = {0: None, 1: "gelu", 2: "quick_gelu"}
-RUN = (
-    "config", "x", "ldx", "values", "meta", "bias", "residual", "ldr", "y", "ldy", "tokens", "out", "in_",
-    "dtype", "activation", "workspace", "workspace_bytes", "fresh", "sms", "stream",
-)  # fmt: skip
+STAYING = ("config", "values", "meta", "bias", "tokens", "out", "in_", "dtype", "activation", "sms")
 LOCKS = 4096
 SCALED = ("x_scale", "w_scale", "y_dtype")
 OPERANDS = measure.Operands
@@ -64,10 +61,19 @@ class Kernels:
             return f"{self.name} needs in_features divisible by 16"
         return "too many tokens for this tile" if config == 1 and tokens > 4096 else None
 
-    def run(self, *arguments):
+    def launcher(self, *arguments):
+        names = (*STAYING, *SCALED) if self.name.endswith("_scaled") else STAYING
+        staying = dict(zip(names, arguments, strict=True))
+
+        def launch(x, residual, y, stream, ldx, ldr, ldy, workspace=0, workspace_bytes=0, fresh=False):
+            varying = {"x": x, "residual": residual, "y": y, "stream": stream, "ldx": ldx, "ldr": ldr}
+            sizes = {"ldy": ldy, "workspace": workspace, "workspace_bytes": workspace_bytes}
+            return self.run(SimpleNamespace(**staying, **varying, **sizes, fresh=fresh))
+
+        return SimpleNamespace(launch=launch)
+
+    def run(self, call):
         scaled = self.name.endswith("_scaled")
-        names = (*RUN, *SCALED) if scaled else RUN
-        call = SimpleNamespace(**dict(zip(names, arguments, strict=True)))
         self.calls.append(call)
         if call.config in self.failing:
             return 700
@@ -122,7 +128,7 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     """As if a GPU with compiled kernels were here, and the operator's CPU tensors on it; the kernels."""
     if kernels is None:
         kernels = [Kernels(name) for name in ("sm90", "sm80", "sm90_scaled")]
-    cuda = module_of(kernels, ("configs", "workspace", "why_not", "run"))
+    cuda = module_of(kernels, ("configs", "workspace", "why_not", "launcher"))
     cuda.error_name = lambda code: f"error {code}"
     cuda.__file__ = __file__
     native = module_of(kernels, ("meta_bytes", "reorder_meta"))
@@ -145,7 +151,8 @@ def install(monkeypatch, tmp_path, capability=(9, 0), kernels=None):
     for op, each in forms.all_forms().items():
         monkeypatch.setitem(forms.FORMS, op, each)
     monkeypatch.setattr(entry, "_chosen", {})
-    monkeypatch.setattr(again, "_weights", {})
+    for calls in (entry.OUTSIDE, entry._INSIDE):
+        monkeypatch.setattr(calls, "_metas", {})
     chooser._memory.cache_clear()
     here = torch.device("cpu")
     monkeypatch.setattr(

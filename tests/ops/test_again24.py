@@ -1,6 +1,7 @@
 """Calls of linear24 that are made again, on CPU tensors with `fake_cuda` instead of a GPU."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprune import ops
-from vlprune.ops import functional, gpu
-from vlprune.ops.cuda24 import again, entry
+from vlprune.ops import functional, gpu, reference
+from vlprune.ops.cuda24 import again, entry, forms
 
 from .cases import TOLERANCE, exact, normal, packed
 from .fake_cuda import pretend_times
@@ -35,7 +36,7 @@ class Call:
         return entry.linear24(*self.arguments())
 
     def again(self):
-        return again.launched(*self.arguments())
+        return entry._INSIDE.again(*self.arguments())
 
     def check(self, y):
         right = exact(self.x, self.values.detach(), self.meta, self.bias, self.activation)
@@ -113,10 +114,6 @@ def other_bias(call):
     call.bias = call.bias.clone()
 
 
-def bias_of_the_same_address(call):
-    call.bias = call.bias.view(24)
-
-
 def bias_in_strides(call):
     call.bias.data = torch.stack([call.bias, call.bias], 1).view(48)[:24].as_strided((24,), (2,))
 
@@ -183,7 +180,6 @@ def gradient(call):
 
 CHANGES = [
     other_meta, another_shape_of_meta, other_values, other_dtype, other_strides_of_values, other_bias,
-    bias_of_the_same_address,
     bias_in_strides, bias_with_another_sign, no_bias, input_with_another_sign, another_shape, another_dtype,
     in_strides, unaligned,
     subclass, another_backend, another_activation, no_residual, another_residual, residual_in_strides,
@@ -206,6 +202,9 @@ def test_what_was_another_is_remembered_too(call):
 
 def test_without_gradients_a_tensor_that_could_have_one_is_as_any(call):
     call.values.requires_grad_()
+    with torch.no_grad():
+        call.first()
+        call.check(call.again())
     assert call.again() is None
     with torch.no_grad():
         call.check(call.again())
@@ -250,55 +249,154 @@ def test_a_meta_of_several_weights_that_was_written_to_uncounted(call):
         each.check(each.again())
 
 
-def test_biases_that_are_gone_make_room_first(call, monkeypatch):
-    monkeypatch.setattr(again, "_MOST", 3)
-    kept = call.bias
-    for _ in range(5):
-        call.bias = normal(24, dtype=DTYPE)
-        call.first()
-    call.bias = kept
-    assert call.again() is not None
-
-
 def test_kinds_are_no_more_than_so_many(call, monkeypatch):
     monkeypatch.setattr(again, "_MOST", 3)
     for tokens in range(1, 9):
         call.x, call.residual = normal(tokens, 48, dtype=DTYPE), normal(tokens, 24, dtype=DTYPE)
         call.first()
         call.check(call.again())
-    assert len(again._weights[id(call.values)].calls) <= 3
+    assert len(entry._INSIDE._metas[id(call.meta)].calls) == 3
 
 
 def test_what_comes_once_is_not_remembered(call):
     call.values = call.values[:]
     call.first()
-    assert id(call.values) not in again._weights
+    assert call.again() is None
 
 
-@pytest.mark.parametrize("gone", ["values", "meta"])
-def test_gone_with_the_weight(call, gone):
-    key = id(call.values)
-    assert key in again._weights
-    delattr(call, gone)
+def test_gone_with_the_weight(call):
+    key, order = id(call.meta), weakref.ref(forms.FORMS["linear24"]["sm90"].weight(call.values, call.meta))
+    assert key in entry._INSIDE._metas
+    del call.meta
     gc.collect()
-    assert key not in again._weights
+    assert key not in entry._INSIDE._metas
+    assert order() is None
 
 
-def test_the_public_function_takes_the_short_cut_on_a_gpu(call, monkeypatch):
-    class OnGpu:
-        """As much of a CUDA tensor as the short cut looks at."""
+class Another:
+    """A form that is not compiled."""
 
-        is_cuda = True
+    name, dtypes, ran = "cusparselt", frozenset({DTYPE}), 0
 
-    monkeypatch.setattr(functional.again, "launched", lambda *arguments: arguments)
-    arguments = call.arguments()[1:]
-    x = OnGpu()
-    values, meta, bias, activation, name, residual = arguments
-    given = {"backend": name, "residual": residual}
-    assert ops.linear24(x, values, meta, bias, activation, **given) == (x, *arguments)
-    monkeypatch.setattr(functional.again, "launched", lambda *_: None)
-    with pytest.raises(AttributeError, match="dtype"):
-        ops.linear24(x, values, meta, bias, activation, **given)
+    def why_not_here(self, index):
+        return None
+
+    def why_not(self, problem):
+        return None
+
+    def able(self, problem):
+        return ["only"]
+
+    def runs(self, config, problem):
+        return config == "only"
+
+    def candidates(self, problem, x, values, weight, bias):
+        return ["only"]
+
+    def weight(self, values, meta, anew=False):
+        return meta
+
+    def run(self, config, x, values, weight, bias, residual, activation, y=None, scales=None, fresh=False):
+        self.ran += 1
+        assert x.dim() == 2
+        return reference.linear24(x, values, weight, bias, activation, residual)
+
+
+class TestThroughTheDispatcher:
+    """`ops.linear24` as it is called, with the operator's CPU tensors on a pretended GPU."""
+
+    @pytest.fixture(autouse=True)
+    def registered(self, kernels, times, monkeypatch):
+        library = torch.library.Library("vlprune", "IMPL")
+        library.impl("linear24", entry.linear24, "CPU", allow_override=True)
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        yield
+        library._destroy()
+
+    @pytest.fixture
+    def through(self, monkeypatch):
+        """How often the dispatcher was asked."""
+        seen, op = [], functional._linear24
+
+        def dispatched(*arguments):
+            seen.append(arguments)
+            return op(*arguments)
+
+        monkeypatch.setattr(functional, "_linear24", dispatched)
+        return seen
+
+    @staticmethod
+    def run(call):
+        return ops.linear24(
+            call.x, call.values, call.meta, call.bias, call.activation, residual=call.residual
+        )
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+    def test_asked_once(self, kernels, through, mode):
+        call = Call()
+        with mode():
+            for _ in range(3):
+                call.x = torch.randn(2, 5, 48).to(DTYPE)
+                call.check(self.run(call))
+        assert len(through) == 1
+        assert len(kernels["sm90"].calls) >= 3
+
+    def test_what_comes_by_the_operator_alone_as_from_compiled_code(self, kernels, monkeypatch):
+        call = Call()
+        functional._linear24(*call.arguments())
+        monkeypatch.setattr(entry, "_choose", None)
+        monkeypatch.setattr(entry, "_chosen", {})
+        call.check(functional._linear24(*call.arguments()))
+
+    def test_after_a_layer_norm_too(self, through):
+        call = Call()
+        norm = torch.ones(48, dtype=DTYPE), torch.zeros(48, dtype=DTYPE), 1e-5
+        for _ in range(3):
+            x = torch.randn(2, 5, 48).to(DTYPE)
+            y = ops.linear24(
+                x, call.values, call.meta, call.bias, call.activation, residual=call.residual, norm=norm
+            )
+            call.x = torch.nn.functional.layer_norm(x, (48,), *norm)
+            call.check(y)
+        assert len(through) == 1
+
+    def test_other_forms_too(self, kernels, through, monkeypatch):
+        form = Another()
+        monkeypatch.setitem(forms.FORMS, "linear24", {form.name: form})
+        call = Call()
+        for _ in range(3):
+            call.x = torch.randn(2, 5, 48).to(DTYPE)
+            call.values.data.mul_(-1)
+            call.check(self.run(call))
+        assert len(through) == 1
+        assert form.ran >= 3
+        assert not kernels["sm90"].calls
+
+    def test_with_a_gradient_every_time(self, through):
+        call = Call()
+        call.x.requires_grad_()
+        for _ in range(2):
+            self.run(call).sum().backward()
+        assert len(through) == 2
+        assert not entry.OUTSIDE._metas
+
+    def test_a_mode_that_comes_later_sees_it(self, through):
+        call = Call()
+        self.run(call)
+        for watcher in (FlopCounterMode(display=False), torch.profiler.profile()):
+            with watcher:
+                self.run(call)
+        assert len(through) == 3
+        self.run(call)
+        assert len(through) == 3
+
+    def test_what_a_mode_saw_first_is_not_remembered_with_it(self, through):
+        call = Call()
+        for _ in range(2):
+            with FlopCounterMode(display=False):
+                self.run(call)
+        assert len(through) == 2
+        assert not entry.OUTSIDE._metas
 
 
 def test_another_current_device(call, monkeypatch):
@@ -319,6 +417,22 @@ def test_an_error_is_told(call, kernels):
         call.again()
 
 
+def test_the_input_added_to_its_own_result(kernels, times):
+    values, meta = packed(48, 48, DTYPE)
+    call = Call()
+    call.values, call.meta, call.bias, call.residual = values, meta, normal(48, dtype=DTYPE), call.x
+    call.first()
+    call.check(call.again())
+    call.residual = call.x.clone()
+    assert call.again() is None
+
+
+def test_a_bias_of_the_same_address_is_the_same(call):
+    call.bias = call.bias.view(24)
+    call.first()
+    call.check(call.again())
+
+
 def test_forgotten_where_the_choice_may_change(call):
-    again.forget()
+    entry.forget()
     assert call.again() is None

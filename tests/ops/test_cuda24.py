@@ -167,7 +167,7 @@ def test_reasons(kernels, monkeypatch):
         assert why_not(name) == f"the kernels need a GPU of compute capability {wanted}, cuda:0 has 7.5"
     monkeypatch.setattr(gpu, "capability", lambda index: (9, 0))
     without, _ = extensions.cuda_extension()
-    del without.sm80_run
+    del without.sm80_launcher
     assert why_not("sm80") == "the CUDA extension was built without sm80"
     del extensions.extension().sm90_reorder_meta
     assert why_not("sm90") == "the native extension is older than the CUDA extension"

@@ -15,6 +15,7 @@ __all__ = [
     "check_device",
     "check_float",
     "check_groups",
+    "check_linear24",
     "check_matrix",
     "check_norm",
     "check_packed",
@@ -108,6 +109,36 @@ def check_packed(
         )
     if meta.device != values.device:
         check_device(op, "meta", meta, "values", values)
+
+
+def check_linear24(
+    x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> None:
+    """Refuse tensors of `linear24` that do not fit together."""
+    check_packed("linear24", values, meta)
+    rows, half = values.shape
+    if x.dtype != values.dtype:
+        raise ValueError(f"linear24: expected values of dtype {name_of(x)} as x has, got {name_of(values)}")
+    if x.dim() < 1 or x.shape[-1] != 2 * half:
+        raise ValueError(
+            f"linear24: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
+            f"got {tuple(x.shape)}"
+        )
+    if x.device != values.device:
+        check_device("linear24", "values", values, "x", x)
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,) or bias.device != x.device):
+        raise ValueError(
+            f"linear24: expected bias of shape {(rows,)}, dtype {name_of(x)} on {x.device}, "
+            f"got {tuple(bias.shape)}, {name_of(bias)} on {bias.device}"
+        )
+    shape = (*x.shape[:-1], rows)
+    if residual is not None and (
+        residual.dtype != x.dtype or residual.shape != shape or residual.device != x.device
+    ):
+        raise ValueError(
+            f"linear24: expected residual of shape {shape}, dtype {name_of(x)} on {x.device}, "
+            f"got {tuple(residual.shape)}, {name_of(residual)} on {residual.device}"
+        )
 
 
 def check_norm(op: str, norm: LayerNorm, x: Tensor) -> None:

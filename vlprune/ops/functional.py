@@ -23,6 +23,7 @@ from .checks import (
     check_device,
     check_float,
     check_groups,
+    check_linear24,
     check_matrix,
     check_norm,
     check_packed,
@@ -31,7 +32,7 @@ from .checks import (
     name_of,
 )
 from .codes import check_activation
-from .cuda24 import again
+from .cuda24 import entry
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -281,47 +282,30 @@ def linear24(
         ValueError: bad arguments, or a backend asked for by name that cannot do this; it says why.
 
     """
-    if x.is_cuda and norm is None and not torch.compiler.is_compiling() and not forward_mode():
-        y = again.launched(x, values, meta, bias, activation, backend, residual)
+    at_once = x.is_cuda and not torch.compiler.is_compiling() and not forward_mode()
+    if at_once and norm is None:
+        y = entry.OUTSIDE.again(x, values, meta, bias, activation, backend, residual)
         if y is not None:
             return y
-    check_packed("linear24", values, meta)
-    rows, half = values.shape
-    if x.dtype != values.dtype:
-        raise ValueError(f"linear24: expected values of dtype {name_of(x)} as x has, got {name_of(values)}")
-    if x.dim() < 1 or x.shape[-1] != 2 * half:
-        raise ValueError(
-            f"linear24: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
-            f"got {tuple(x.shape)}"
-        )
-    if x.device != values.device:
-        check_device("linear24", "values", values, "x", x)
-    if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,) or bias.device != x.device):
-        raise ValueError(
-            f"linear24: expected bias of shape {(rows,)}, dtype {name_of(x)} on {x.device}, "
-            f"got {tuple(bias.shape)}, {name_of(bias)} on {bias.device}"
-        )
+    check_linear24(x, values, meta, bias, residual)
     if activation is not None:
         check_activation("linear24", activation)
     if backend != "auto":
         check_backend(backend)
-    shape = (*x.shape[:-1], rows)
-    if residual is not None and (
-        residual.dtype != x.dtype or residual.shape != shape or residual.device != x.device
-    ):
-        raise ValueError(
-            f"linear24: expected residual of shape {shape}, dtype {name_of(x)} on {x.device}, "
-            f"got {tuple(residual.shape)}, {name_of(residual)} on {residual.device}"
-        )
     if norm is not None:
         check_norm("linear24", norm, x)
         if native.normalizes(x, *norm[:2], values, bias, residual) and not forward_mode():
             return _norm_linear24(x, *norm, values, meta, bias, activation, backend, residual)
         # autocast may widen it
         x = F.layer_norm(x, x.shape[-1:], *norm).to(x.dtype)
+        if at_once:
+            return linear24(x, values, meta, bias, activation, backend=backend, residual=residual)
     if forward_mode():
         return reference.linear24(x, values, meta, bias, activation, residual)
-    return _linear24(x, values, meta, bias, activation, backend, residual)
+    y = _linear24(x, values, meta, bias, activation, backend, residual)
+    if at_once:
+        entry.OUTSIDE.remember(x, values, meta, bias, activation, backend, residual)
+    return y
 
 
 def head_attention(qkv: Tensor, num_heads: int, causal: bool = False, scale: float | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from .. import extensions, gpu
 from ..checks import SCALED_DTYPES
 from ..codes import ACTIVATION_CODE, DTYPE_CODE
 from ..seen import Kept
-from .problem import Launch, Problem, Scales, aligned, aligned_rows, refuse_capture
+from .problem import ALIGNMENT, Again, Launch, Problem, Scales, aligned, aligned_rows, refuse_capture
 
 __all__ = ["Compiled"]
 
@@ -54,7 +54,7 @@ class Compiled:
         if reason is not None:
             return reason
         module, reason = extensions.cuda_extension()
-        if module is not None and not hasattr(module, f"{self._prefix}_run"):
+        if module is not None and not hasattr(module, f"{self._prefix}_launcher"):
             return f"the CUDA extension was built without {self._prefix}"
         reason = reason or extensions.MISSING
         if reason is None and not hasattr(extensions.extension(), f"{self._prefix}_reorder_meta"):
@@ -135,14 +135,17 @@ class Compiled:
 
         The tensors are as kernels read them. `weight` is held; the others are to stay where they are.
         """
-        run, number, device, out = self._run, self._numbers[config], values.device, values.shape[0]
-        dtype, activated, index = DTYPE_CODE[values.dtype], ACTIVATION_CODE[activation], gpu.index_of(device)
+        number, device, out = self._numbers[config], values.device, values.shape[0]
+        dtype, index = DTYPE_CODE[values.dtype], gpu.index_of(device)
         # Of two steps across the module's border one is spared where nothing is shared out.
         size = self._bytes_for(number, tokens, out, inputs, dtype) if config in self._splitting else 0
-        values_at, bias_at, sms = values.data_ptr(), _address(bias), gpu.multiprocessors(index)
         ends: tuple[int, ...] = ()
         if scales is not None:
             ends = scales.x.data_ptr(), scales.weight.data_ptr(), DTYPE_CODE[scales.out_dtype]
+        run = self._launcher(
+            number, values.data_ptr(), weight.data_ptr(), _address(bias), tokens, out, inputs, dtype,
+            ACTIVATION_CODE[activation], gpu.multiprocessors(index), *ends,
+        ).launch  # fmt: skip
 
         def launch(
             x: int,
@@ -152,14 +155,16 @@ class Compiled:
             ldr: int = out,
             ldy: int = out,
             fresh: bool = False,
+            _held: Tensor = weight,
         ) -> None:
             stream = gpu.stream_of(index)
-            memory, made = self._workspace(size, device, stream) if size else (None, False)
-            code = run(
-                number, x, ldx, values_at, weight.data_ptr(), bias_at, residual, ldr, y, ldy, tokens, out,
-                inputs, dtype, activated, _address(memory), 0 if memory is None else len(memory),
-                made or fresh, sms, stream, *ends,
-            )  # fmt: skip
+            if size:
+                memory, made = self._workspace(size, device, stream)
+                code = run(
+                    x, residual, y, stream, ldx, ldr, ldy, memory.data_ptr(), len(memory), made or fresh
+                )
+            else:
+                code = run(x, residual, y, stream, ldx, ldr, ldy)
             if code:
                 op = "linear24_scaled" if ends else "linear24"
                 raise RuntimeError(
@@ -168,6 +173,38 @@ class Compiled:
                 )
 
         return launch
+
+    def again(
+        self,
+        config: str,
+        x: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+    ) -> Again:
+        """How a call of a config, of tensors as kernels read them, is made again."""
+        *leading, inputs = x.shape
+        launch = self.launch(config, x.numel() // inputs, inputs, values, weight, bias, activation)
+        values_at, bias_at = values.data_ptr(), _address(bias)
+        y = torch.empty(*leading, values.shape[0], device="meta")
+        shape, strides, dtype = tuple(y.shape), y.stride(), x.dtype
+        # Compiled models' own way: PyTorch's other ones take the host twice as long.
+        empty = getattr(torch._C._dynamo.guards, f"_empty_strided_{x.device.type}")
+
+        def again(
+            x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
+        ) -> Tensor | None:
+            x_at, residual_at = x.data_ptr(), _address(residual)
+            if x_at % ALIGNMENT or residual_at % ALIGNMENT:
+                return None
+            if values.data_ptr() != values_at or _address(bias) != bias_at:
+                return None
+            y: Tensor = empty(shape, strides, dtype)
+            launch(x_at, residual_at, y.data_ptr())
+            return y
+
+        return again
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -182,8 +219,8 @@ class Compiled:
         return self._function("workspace")
 
     @functools.cached_property
-    def _run(self) -> Any:
-        return self._function("run")
+    def _launcher(self) -> Any:
+        return self._function("launcher")
 
     def _function(self, what: str) -> Any:
         return getattr(_module(), f"{self._prefix}_{what}")

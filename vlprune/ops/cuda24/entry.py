@@ -11,14 +11,14 @@ from .. import gpu, reference
 from ..backend import asked, check_backend
 from ..checks import SCALED_DTYPES
 from ..codes import check_activation
-from . import again
+from .again import Calls
 from .choice import Choice
 from .chooser import able_forms, choice_of, form_for
 from .compiled import Compiled
 from .dense8 import linear8, unpack8
-from .problem import Form, Launch, Problem, Scales
+from .problem import Again, Form, Problem, Scales
 
-__all__ = ["linear24", "linear24_scaled", "prepare24_cuda", "tune24"]
+__all__ = ["OUTSIDE", "forget", "linear24", "linear24_scaled", "prepare24_cuda", "tune24"]
 
 # The form (None: the reference) and its config, by all that a choice depends on.
 _chosen: dict[tuple[Any, ...], tuple[Form | None, str]] = {}
@@ -35,23 +35,61 @@ def linear24(
 ) -> Tensor:
     """See `reference.linear24`."""
     # Every microsecond here is one of the host's a call, of compiled code too, which comes straight here.
-    y = again.launched(x, values, meta, bias, activation, backend, residual)
+    y = _INSIDE.again(x, values, meta, bias, activation, backend, residual)
     if y is not None:
         return y
-    out, inputs = values.shape[0], x.shape[-1]
-    tokens = x.numel() // inputs if inputs else 0
-    kind = (x.device, x.dtype, tokens, out, inputs, activation, bias is None, residual is None, backend, None)
+    tokens, kind = _kind(x, values, bias, activation, backend, residual)
     form, config = _chosen.get(kind) or _choose(kind)
     if form is None:
         return reference.linear24(x, values, meta, bias, activation, residual)
     y = _launched(form, config, x, tokens, values, meta, bias, activation, residual)
-    if isinstance(form, Compiled) and kind in _chosen:
-
-        def launch() -> Launch:
-            return form.launch(config, tokens, inputs, values, form.weight(values, meta), bias, activation)
-
-        again.remember(launch, x, values, meta, bias, activation, backend, residual)
+    if isinstance(form, Compiled):
+        # Of the others it would spare nothing more.
+        _INSIDE.remember(x, values, meta, bias, activation, backend, residual)
     return y
+
+
+def _again_of(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    backend: str,
+    residual: Tensor | None,
+) -> Again | None:
+    tokens, kind = _kind(x, values, bias, activation, backend, residual)
+    form, config = _chosen.get(kind, (None, ""))
+    if form is None:
+        return None
+    if isinstance(form, Compiled):
+        return form.again(config, x, values, form.weight(values, meta), bias, activation)
+    other = form
+
+    def again(
+        x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor | None:
+        return _launched(other, config, x, tokens, values, meta, bias, activation, residual)
+
+    return again
+
+
+def _kind(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    backend: str,
+    residual: Tensor | None,
+) -> tuple[int, tuple[Any, ...]]:
+    out, inputs = values.shape[0], x.shape[-1]
+    tokens = x.numel() // inputs if inputs else 0
+    unbiased, alone = bias is None, residual is None
+    return tokens, (x.device, x.dtype, tokens, out, inputs, activation, unbiased, alone, backend, None)
+
+
+# The calls that came before: as `ops.linear24` sees them, and as compiled code and the dispatcher bring them.
+OUTSIDE, _INSIDE = Calls(_again_of), Calls(_again_of)
 
 
 def linear24_scaled(
@@ -132,7 +170,13 @@ def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bo
             form.weight(values, meta, anew)
     if anew:
         # Also what a call made meanwhile has remembered of before.
-        again.forget(meta)
+        forget(meta)
+
+
+def forget(meta: Tensor | None = None) -> None:
+    """Drop what is known of calls made before, with this meta or all."""
+    for calls in (OUTSIDE, _INSIDE):
+        calls.forget(meta)
 
 
 def _out_dtype(dtype: torch.dtype) -> torch.dtype | None:
@@ -209,5 +253,5 @@ def tune24(
     choice = choice_of(problem, backend, torch.device("cuda", gpu.index_of(where)))
     # What was chosen before by counting, say for want of memory, is to be looked up anew.
     _chosen.clear()
-    again.forget()
+    forget()
     return choice

@@ -11,10 +11,20 @@ from torch import Tensor
 
 from .. import gpu
 
-__all__ = ["Form", "Launch", "Problem", "Scales", "aligned", "aligned_rows", "is_aligned", "refuse_capture"]
+__all__ = [
+    "ALIGNMENT",
+    "Form",
+    "Launch",
+    "Problem",
+    "Scales",
+    "aligned",
+    "aligned_rows",
+    "is_aligned",
+    "refuse_capture",
+]
 
 # What bulk copies and vector loads want of an address, and of the distance from row to row: bytes.
-_ALIGNMENT = 16
+ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,15 @@ class Launch(Protocol):
 
         See `Form.run` for `fresh`.
         """
+
+
+class Again(Protocol):
+    """Makes a call again, of tensors that differ from those of the first only in place and contents."""
+
+    def __call__(
+        self, x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor | None:
+        """The result, or None where it cannot of tensors in these places; meta is as it was."""
 
 
 class Form(Protocol):
@@ -118,7 +137,7 @@ class Form(Protocol):
 
 def is_aligned(tensor: Tensor) -> bool:
     """Whether `tensor` is contiguous and starts at a multiple of 16 bytes."""
-    return tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0
+    return tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -138,7 +157,7 @@ def aligned_rows(x: Tensor) -> tuple[Tensor, int]:
     whole = x.is_contiguous()
     step = columns if whole or rows <= 1 else x.stride(0)
     packed = whole or x.stride(1) == 1 or columns == 1
-    if packed and step >= columns and step * x.itemsize % _ALIGNMENT == 0 and x.data_ptr() % _ALIGNMENT == 0:
+    if packed and step >= columns and step * x.itemsize % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0:
         return x, step
     return x.clone(memory_format=torch.contiguous_format), columns
 
