@@ -144,7 +144,13 @@ class Linear24(nn.Module):
         Under autocast the input is taken to the layer's own dtype, in which its weight was prepared;
         without, another dtype is an error as it is for `nn.Linear`.
         """
-        values = self.values  # asked for once: a module looks its parameters up
+        # A module that is asked for an attribute looks here last, which takes 0.4 us for each.
+        parameters: dict[str, Any] = self._parameters
+        buffers: dict[str, Any] = self._buffers
+        try:
+            values, bias, meta = parameters["values"], parameters["bias"], buffers["meta"]
+        except KeyError:  # parametrized, say
+            values, bias, meta = self.values, self.bias, self.meta
         if x.dtype != values.dtype and torch.is_autocast_enabled(x.device.type):
             if norm is not None:
                 x, norm = F.layer_norm(x, x.shape[-1:], *norm), None
@@ -152,7 +158,7 @@ class Linear24(nn.Module):
         # The operator adds what is of its dtype; autocast may bring another one, to which PyTorch promotes.
         fits = residual is None or residual.dtype == x.dtype
         y = ops.linear24(
-            x, values, self.meta, self.bias, self.activation,
+            x, values, meta, bias, self.activation,
             backend=self.backend, residual=residual if fits else None, norm=norm,
         )  # fmt: skip
         if fits or residual is None:
