@@ -18,6 +18,7 @@ from .. import ops
 from ..files import read_json
 from ..nn.linear24 import Linear24
 from ..nn.quantized24 import QuantizedLinear24
+from ..ops.checks import wrong_indices
 from .build import build_model
 from .checks import contents_of, expect, first_line
 from .tree import Changes, apply_changes, tensors
@@ -192,8 +193,10 @@ def _fill(
         module = model.get_submodule(path)
         held = module._parameters if leaf in module._parameters else module._buffers
         held[leaf] = given[tied.get(name, name)]  # type: ignore[assignment]
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, Linear24 | QuantizedLinear24):
+            if (reason := wrong_indices(module.meta, module.in_features)) is not None:
+                raise ValueError(f"{file}: {name}.meta: {reason}")
             ops.prepare24(module.values, module.meta, module.backend)
     fuse_(model)
 
@@ -207,6 +210,8 @@ def _checked(file: Path, name: str, parts: list[Tensor], expected: Tensor, shape
         tensor = ops.unpack24(*parts) if len(parts) == 2 else parts[0]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {name}: {error}") from error
+    if len(parts) == 2 and (reason := wrong_indices(parts[1], tensor.shape[1])) is not None:
+        raise ValueError(f"{file}: {name}.meta: {reason}")
     wanted = list(expected.shape) if shape is None else list(shape)
     if list(tensor.shape) != wanted:
         raise ValueError(f"{file}: {name}: expected shape {wanted}, got {list(tensor.shape)}")

@@ -10,8 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.checks import wrong_indices
 
-__all__ = ["Linear24"]
+__all__ = ["Linear24", "wrong_meta"]
+
+
+def wrong_meta(own: Tensor, inputs: int, state_dict: dict[str, Any], prefix: str) -> str | None:
+    """Say what is wrong with the contents of what a layer is to load as its `own` meta, or None."""
+    name = f"{prefix}meta"
+    stored = state_dict.get(name)
+    if type(stored) is not Tensor or stored.is_meta or (stored.shape, stored.dtype) != (own.shape, own.dtype):
+        return None  # what PyTorch sees to
+    reason = wrong_indices(stored, inputs)
+    return reason and f"{name}: {reason}"
 
 
 class Linear24(nn.Module):
@@ -128,8 +139,13 @@ class Linear24(nn.Module):
         self._prepare()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        if (reason := wrong_meta(self.meta, self.in_features, state_dict, prefix)) is not None:
+            lists[-1].append(reason)
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
         self._prepare()
 
     def _prepare(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .linear24 import Linear24
+from .linear24 import Linear24, wrong_meta
 
 __all__ = ["QuantizedLinear24"]
 
@@ -130,6 +130,9 @@ class QuantizedLinear24(nn.Module):
             # Copied, they would be rounded once more without a word.
             wanted, got = (str(each.dtype)[6:] for each in (self.values, stored))
             lists[-1].append(f"{prefix}values: expected dtype {wanted}, got {got}")
+            return
+        if (reason := wrong_meta(self.meta, self.in_features, state_dict, prefix)) is not None:
+            lists[-1].append(reason)
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
         self._prepare()

@@ -22,6 +22,7 @@ __all__ = [
     "check_scored",
     "check_selection",
     "name_of",
+    "wrong_indices",
 ]
 
 LayerNorm = tuple[Tensor, Tensor, float]  # weight, bias and epsilon
@@ -109,6 +110,20 @@ def check_packed(
         )
     if meta.device != values.device:
         check_device(op, "meta", meta, "values", values)
+
+
+def wrong_indices(meta: Tensor, inputs: int) -> str | None:
+    """Say which group of a stored meta [out, ceil(inputs/8)] has not two ascending indices, or None.
+
+    Kernels of wgmma may compute anything then. Looks at the contents, so on a GPU the host waits.
+    """
+    groups = torch.stack([meta & 15, meta >> 4], -1).flatten(1)[:, : inputs // 4]
+    first, second = groups & 3, groups >> 2
+    if not (wrong := first >= second).any():
+        return None
+    row, group = wrong.nonzero()[0].tolist()
+    got = f"{int(first[row, group])} and {int(second[row, group])}"
+    return f"row {row}, inputs {4 * group} to {4 * group + 3}: expected two ascending indices, got {got}"
 
 
 def check_linear24(
