@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launch import on_device_of
 
 __all__ = [
     "load_head",
@@ -44,10 +45,7 @@ def steps(*strides: int) -> tuple[int, tuple[int, ...]]:
 
 def run(kernel: Any, programs: int, first: Tensor, *rest: object, **options: object) -> None:
     """Launch on the device of `first`, which need not be the current one."""
-    if first.is_cuda:
-        with torch.cuda.device(first.device):
-            kernel[(programs,)](first, *rest, **options)
-    else:
+    with on_device_of(first):
         kernel[(programs,)](first, *rest, **options)
 
 

@@ -9,8 +9,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["aligned", "is_aligned", "launch", "triton_dtype"]
+__all__ = ["aligned", "is_aligned", "launch", "on_device_of", "triton_dtype"]
 
+_NOWHERE = contextlib.nullcontext()
+_HERE = contextlib.nullcontext()
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -29,14 +31,19 @@ def is_aligned(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
 
 
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Where to launch what reads `tensor`: a launch goes to the current device, which may be another."""
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return _HERE  # a switch takes the host over a microsecond, also to the device that it is on
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], warps: int, first: Tensor, *rest: object, **constants: object
 ) -> None:
     """Run `kernel` with the arguments (first, *rest) on the device of `first`.
 
-    A launch goes to the current device, which need not be that of the arguments. Products are not fused
-    with sums, so that the bits of a result are those that the source says.
+    Products are not fused with sums, so that the bits of a result are those that the source says.
     """
-    device = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
-    with device:
+    with on_device_of(first):
         kernel[grid](first, *rest, **constants, num_warps=warps, enable_fp_fusion=False)
