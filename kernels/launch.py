@@ -11,7 +11,6 @@ from torch import Tensor
 
 __all__ = ["aligned", "is_aligned", "launch", "on_device_of", "triton_dtype"]
 
-_NOWHERE = contextlib.nullcontext()
 _HERE = contextlib.nullcontext()
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

@@ -249,38 +249,6 @@ def test_empty_linear24_is_a_valid_packed_layer():
     assert torch.equal(layer(torch.randn(2, 12)), torch.zeros(2, 3))
 
 
-class Doubled(nn.Module):
-    def forward(self, bias):
-        return 2 * bias
-
-
-def parametrized(layer):
-    torch.nn.utils.parametrize.register_parametrization(layer, "bias", Doubled())
-    return layer
-
-
-def as_a_plain_attribute(layer):
-    bias = layer.bias.detach()
-    del layer.bias
-    layer.bias = 2 * bias
-    return layer
-
-
-def called_with_another(layer):
-    return lambda x: torch.func.functional_call(layer, {"bias": 2 * layer.bias}, (x,))
-
-
-@pytest.mark.parametrize("change", [parametrized, as_a_plain_attribute, called_with_another])
-def test_linear24_takes_what_its_attributes_are(change):
-    values, meta = vlprune.ops.wanda_pack24(torch.randn(24, 64), torch.ones(64))
-    linear = nn.Linear(64, 24)
-    linear.weight = nn.Parameter(vlprune.ops.unpack24(values, meta))
-    x = torch.randn(5, 64)
-    with torch.no_grad():
-        expected = linear(x) + linear.bias
-        torch.testing.assert_close(change(Linear24.from_linear(linear))(x), expected)
-
-
 def test_linear24_trains_and_uses_the_new_weights():
     linear = nn.Linear(16, 8)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 // Python sees the CUDA operators as plain functions over device addresses and a stream, so one build serves
-// every torch. Nothing is checked here: vlprune.ops validates once and asks why_not before it runs.
+// every torch; a Launcher keeps addresses from one launch to the next, and its owner what lies there. Nothing is
+// checked here: vlprune.ops validates once and asks why_not before it runs.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 

@@ -8,55 +8,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlprune import ops
-from vlprune.ops import functional, gpu, reference
+from vlprune.ops import gpu
 from vlprune.ops.cuda24 import again, entry, forms
 
-from .cases import TOLERANCE, exact, normal, packed
+from .again_calls import DTYPE, Call
+from .cases import normal, packed
 from .fake_cuda import pretend_times
-
-DTYPE = torch.bfloat16
-
-
-class Call:
-    """One call and its tensors, each of which can be another."""
-
-    def __init__(self, *leading, activation="gelu", residual=True):
-        values, self.meta = packed(24, 48, DTYPE)
-        self.values = torch.nn.Parameter(values, requires_grad=False)
-        self.bias = normal(24, dtype=DTYPE)
-        self.x = normal(*(leading or (2, 5)), 48, dtype=DTYPE)
-        self.residual = normal(*self.x.shape[:-1], 24, dtype=DTYPE) if residual else None
-        self.activation, self.backend = activation, "auto"
-
-    def arguments(self):
-        return self.x, self.values, self.meta, self.bias, self.activation, self.backend, self.residual
-
-    def first(self):
-        return entry.linear24(*self.arguments())
-
-    def again(self):
-        return entry._INSIDE.again(*self.arguments())
-
-    def check(self, y):
-        right = exact(self.x, self.values.detach(), self.meta, self.bias, self.activation)
-        right = right if self.residual is None else right + self.residual.double()
-        assert y.shape == right.shape
-        assert y.is_contiguous()
-        torch.testing.assert_close(y.double(), right, rtol=TOLERANCE[DTYPE], atol=TOLERANCE[DTYPE])
-
-
-@pytest.fixture
-def times(monkeypatch):
-    return pretend_times(monkeypatch, sm90_64x32=1.0)
-
-
-@pytest.fixture
-def call(kernels, times):
-    made = Call()
-    assert made.again() is None
-    made.first()
-    return made
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
@@ -112,6 +69,10 @@ def other_strides_of_values(call):
 
 def other_bias(call):
     call.bias = call.bias.clone()
+
+
+def bias_elsewhere(call):
+    call.bias.data = call.bias.data.clone()
 
 
 def bias_in_strides(call):
@@ -170,6 +131,10 @@ def residual_in_strides(call):
     call.residual = torch.stack([call.residual, call.residual], 1)[:, 0]
 
 
+def residual_unaligned(call):
+    call.residual = torch.zeros(2 * 5 * 24 + 1, dtype=DTYPE)[1:].view(2, 5, 24)
+
+
 def residual_of_another_dtype(call):
     call.residual = call.residual.half()
 
@@ -180,9 +145,11 @@ def gradient(call):
 
 CHANGES = [
     other_meta, another_shape_of_meta, other_values, other_dtype, other_strides_of_values, other_bias,
+    bias_elsewhere,
     bias_in_strides, bias_with_another_sign, no_bias, input_with_another_sign, another_shape, another_dtype,
     in_strides, unaligned,
     subclass, another_backend, another_activation, no_residual, another_residual, residual_in_strides,
+    residual_unaligned,
     residual_of_another_dtype, gradient,
 ]  # fmt: skip
 
@@ -192,6 +159,99 @@ def test_what_is_another_call_goes_the_long_way(call, change):
     assert call.again() is not None
     change(call)
     assert call.again() is None
+
+
+FIRST = [
+    other_strides_of_values, bias_in_strides, bias_with_another_sign, input_with_another_sign, in_strides,
+    unaligned, subclass, residual_in_strides, residual_unaligned, gradient,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", FIRST, ids=lambda change: change.__name__)
+def test_what_kernels_cannot_read_as_it_is_is_not_remembered(kernels, times, change):
+    call = Call()
+    change(call)
+    call.first()
+    assert call.again() is None
+
+
+def test_nor_what_was_run_on_another_device(kernels, times, monkeypatch):
+    call = Call()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(gpu, "is_current", lambda device: False)
+        call.first()
+    assert call.again() is None
+
+
+def test_one_tensor_as_input_and_bias(kernels, times):
+    call = Call(48, residual=False)
+    call.values, call.meta = packed(48, 48, DTYPE)
+    call.x = call.bias = normal(48, dtype=DTYPE)
+    call.first()
+    assert call.again() is None
+    call.x = normal(48, dtype=DTYPE)
+    call.check(call.first())
+    call.check(call.again())
+    # remembered with another input, of which guards want to be told apart
+    call.x = call.bias
+    assert call.again() is None
+    call.residual = call.bias
+    call.check(call.first())
+    assert call.again() is None
+
+
+@pytest.mark.parametrize("step", [48, 96, 480])
+def test_the_stride_of_a_single_token_says_nothing(call, step):
+    call.residual = None
+    call.x = normal(1, 48, dtype=DTYPE)
+    call.first()
+    call.x = normal(step, dtype=DTYPE).as_strided((1, 48), (step, 1))
+    call.check(call.again())
+
+
+def test_variants_of_a_call_do_not_drive_each_other_out(call):
+    with torch.inference_mode():
+        call.first()
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad) * 2:
+        with mode():
+            call.check(call.again())
+
+
+def test_variants_are_no_more_than_so_many(call, monkeypatch):
+    for bits in range(2, 12):
+        call.x.data = call.x.data.clone().as_strided(call.x.shape, call.x.stride())
+        with torch.autocast("cpu", enabled=bits % 2 == 0, dtype=(DTYPE, torch.float16)[bits % 3 == 0]):
+            call.first()
+    assert all(len(each) <= again._VARIANTS for each in entry._INSIDE._metas[id(call.meta)].calls.values())
+
+
+def test_what_is_seen_once_or_twice_is_not_remembered_yet(kernels, times):
+    call = Call()
+    for _ in range(2):
+        entry.linear24(*call.arguments())
+        assert call.again() is None
+    entry.linear24(*call.arguments())
+    call.check(call.again())
+
+
+def test_without_pytorchs_guards_nothing_is_remembered(kernels, times, monkeypatch):
+    monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    call = Call()
+    call.check(call.first())
+    assert call.again() is None
+
+
+def test_without_pytorchs_fast_allocation_there_is_the_slow_one(kernels, times, monkeypatch):
+    monkeypatch.delattr(torch._C._dynamo.guards, "_empty_strided_cpu")
+    call = Call()
+    call.first()
+    call.check(call.again())
+
+
+def test_the_end_of_a_tensor_leaves_its_successor(call):
+    key, gone = id(call.meta), weakref.ref(call.x)
+    entry._INSIDE._gone(key, gone)
+    call.check(call.again())
 
 
 def test_what_was_another_is_remembered_too(call):
@@ -273,132 +333,6 @@ def test_gone_with_the_weight(call):
     assert order() is None
 
 
-class Another:
-    """A form that is not compiled."""
-
-    name, dtypes, ran = "cusparselt", frozenset({DTYPE}), 0
-
-    def why_not_here(self, index):
-        return None
-
-    def why_not(self, problem):
-        return None
-
-    def able(self, problem):
-        return ["only"]
-
-    def runs(self, config, problem):
-        return config == "only"
-
-    def candidates(self, problem, x, values, weight, bias):
-        return ["only"]
-
-    def weight(self, values, meta, anew=False):
-        return meta
-
-    def run(self, config, x, values, weight, bias, residual, activation, y=None, scales=None, fresh=False):
-        self.ran += 1
-        assert x.dim() == 2
-        return reference.linear24(x, values, weight, bias, activation, residual)
-
-
-class TestThroughTheDispatcher:
-    """`ops.linear24` as it is called, with the operator's CPU tensors on a pretended GPU."""
-
-    @pytest.fixture(autouse=True)
-    def registered(self, kernels, times, monkeypatch):
-        library = torch.library.Library("vlprune", "IMPL")
-        library.impl("linear24", entry.linear24, "CPU", allow_override=True)
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-        yield
-        library._destroy()
-
-    @pytest.fixture
-    def through(self, monkeypatch):
-        """How often the dispatcher was asked."""
-        seen, op = [], functional._linear24
-
-        def dispatched(*arguments):
-            seen.append(arguments)
-            return op(*arguments)
-
-        monkeypatch.setattr(functional, "_linear24", dispatched)
-        return seen
-
-    @staticmethod
-    def run(call):
-        return ops.linear24(
-            call.x, call.values, call.meta, call.bias, call.activation, residual=call.residual
-        )
-
-    @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-    def test_asked_once(self, kernels, through, mode):
-        call = Call()
-        with mode():
-            for _ in range(3):
-                call.x = torch.randn(2, 5, 48).to(DTYPE)
-                call.check(self.run(call))
-        assert len(through) == 1
-        assert len(kernels["sm90"].calls) >= 3
-
-    def test_what_comes_by_the_operator_alone_as_from_compiled_code(self, kernels, monkeypatch):
-        call = Call()
-        functional._linear24(*call.arguments())
-        monkeypatch.setattr(entry, "_choose", None)
-        monkeypatch.setattr(entry, "_chosen", {})
-        call.check(functional._linear24(*call.arguments()))
-
-    def test_after_a_layer_norm_too(self, through):
-        call = Call()
-        norm = torch.ones(48, dtype=DTYPE), torch.zeros(48, dtype=DTYPE), 1e-5
-        for _ in range(3):
-            x = torch.randn(2, 5, 48).to(DTYPE)
-            y = ops.linear24(
-                x, call.values, call.meta, call.bias, call.activation, residual=call.residual, norm=norm
-            )
-            call.x = torch.nn.functional.layer_norm(x, (48,), *norm)
-            call.check(y)
-        assert len(through) == 1
-
-    def test_other_forms_too(self, kernels, through, monkeypatch):
-        form = Another()
-        monkeypatch.setitem(forms.FORMS, "linear24", {form.name: form})
-        call = Call()
-        for _ in range(3):
-            call.x = torch.randn(2, 5, 48).to(DTYPE)
-            call.values.data.mul_(-1)
-            call.check(self.run(call))
-        assert len(through) == 1
-        assert form.ran >= 3
-        assert not kernels["sm90"].calls
-
-    def test_with_a_gradient_every_time(self, through):
-        call = Call()
-        call.x.requires_grad_()
-        for _ in range(2):
-            self.run(call).sum().backward()
-        assert len(through) == 2
-        assert not entry.OUTSIDE._metas
-
-    def test_a_mode_that_comes_later_sees_it(self, through):
-        call = Call()
-        self.run(call)
-        for watcher in (FlopCounterMode(display=False), torch.profiler.profile()):
-            with watcher:
-                self.run(call)
-        assert len(through) == 3
-        self.run(call)
-        assert len(through) == 3
-
-    def test_what_a_mode_saw_first_is_not_remembered_with_it(self, through):
-        call = Call()
-        for _ in range(2):
-            with FlopCounterMode(display=False):
-                self.run(call)
-        assert len(through) == 2
-        assert not entry.OUTSIDE._metas
-
-
 def test_another_current_device(call, monkeypatch):
     monkeypatch.setattr(gpu, "is_current", lambda device: False)
     assert call.again() is None
@@ -433,6 +367,20 @@ def test_a_bias_of_the_same_address_is_the_same(call):
     call.check(call.again())
 
 
-def test_forgotten_where_the_choice_may_change(call):
-    entry.forget()
+@pytest.mark.parametrize("anew", [True, False])
+def test_forgotten_where_the_weight_is_prepared(call, anew):
+    entry.prepare24_cuda(call.values, call.meta, anew=anew)
     assert call.again() is None
+
+
+def test_forgotten_where_the_choice_may_change(call, monkeypatch):
+    monkeypatch.setattr(gpu, "why_none", lambda device: None)
+    entry.tune24(7, 24, 48, DTYPE, device="cuda")
+    assert call.again() is None
+
+
+def test_what_was_made_of_an_older_meta_goes_at_the_next_call(call):
+    other_meta(call)
+    call.x.requires_grad_()
+    assert call.again() is None
+    assert not entry._INSIDE._metas

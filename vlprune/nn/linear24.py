@@ -18,9 +18,11 @@ __all__ = ["Linear24", "wrong_meta"]
 def wrong_meta(own: Tensor, inputs: int, state_dict: dict[str, Any], prefix: str) -> str | None:
     """Say what is wrong with the contents of what a layer is to load as its `own` meta, or None."""
     name = f"{prefix}meta"
-    stored = state_dict.get(name)
-    if type(stored) is not Tensor or stored.is_meta or (stored.shape, stored.dtype) != (own.shape, own.dtype):
-        return None  # what PyTorch sees to
+    stored: Any = state_dict.get(name)
+    if type(stored) not in (Tensor, nn.Parameter) or stored.is_meta or stored.shape != own.shape:
+        return None  # nothing to look at, or what PyTorch refuses
+    if stored.dtype != own.dtype:
+        return f"{name}: expected dtype uint8, got {str(stored.dtype)[6:]}"
     reason = wrong_indices(stored, inputs)
     return reason and f"{name}: {reason}"
 
@@ -140,12 +142,21 @@ class Linear24(nn.Module):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         if (reason := wrong_meta(self.meta, self.in_features, state_dict, prefix)) is not None:
-            lists[-1].append(reason)
+            error_msgs.append(reason)
             return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self._prepare()
 
     def _prepare(self) -> None:

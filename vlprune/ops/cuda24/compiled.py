@@ -8,7 +8,7 @@ Values are read as they are stored; of meta the kernels want another order, whic
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -189,8 +189,9 @@ class Compiled:
         values_at, bias_at = values.data_ptr(), _address(bias)
         y = torch.empty(*leading, values.shape[0], device="meta")
         shape, strides, dtype = tuple(y.shape), y.stride(), x.dtype
-        # Compiled models' own way: PyTorch's other ones take the host twice as long.
-        empty = getattr(torch._C._dynamo.guards, f"_empty_strided_{x.device.type}")
+        # Compiled models' own way, if it is still there: PyTorch's other ones take the host twice as long.
+        name = f"_empty_strided_{x.device.type}"
+        empty = getattr(torch._C._dynamo.guards, name, None) or _empty_strided_on(x.device)
 
         def again(
             x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -257,6 +258,10 @@ class Compiled:
             # One that is too small goes: what was launched with it comes before any other use of its memory.
             self._workspaces[device, stream] = found
         return found, False
+
+
+def _empty_strided_on(device: torch.device) -> Callable[..., Tensor]:
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 def _module() -> ModuleType:

@@ -88,8 +88,9 @@ def _kind(
     return tokens, (x.device, x.dtype, tokens, out, inputs, activation, unbiased, alone, backend, None)
 
 
-# The calls that came before: as `ops.linear24` sees them, and as compiled code and the dispatcher bring them.
-OUTSIDE, _INSIDE = Calls(_again_of), Calls(_again_of)
+# The calls that came before, as `ops.linear24` sees them and as the operator does. What comes by both is for
+# the first to remember: the second waits for one sight more, which compiled code brings.
+OUTSIDE, _INSIDE = Calls(_again_of, sights=2), Calls(_again_of, sights=3)
 
 
 def linear24_scaled(
@@ -168,9 +169,8 @@ def prepare24_cuda(values: Tensor, meta: Tensor, backend: str = "auto", anew: bo
         problem = Problem(1, out, 2 * half, values.dtype, out_dtype=_out_dtype(values.dtype))
         for form in able_forms(problem, backend, values.device).values():
             form.weight(values, meta, anew)
-    if anew:
-        # Also what a call made meanwhile has remembered of before.
-        forget(meta)
+    # Also what a call made meanwhile has remembered of before.
+    forget(meta)
 
 
 def forget(meta: Tensor | None = None) -> None:
