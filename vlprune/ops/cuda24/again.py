@@ -81,13 +81,11 @@ class Calls:
     ) -> Tensor | None:
         """The result, if such a call was remembered."""
         known = self._metas.get(id(meta))
-        if known is None:
+        # Before anything of a tensor is read: modes see that too, and other types may have sizes of no numbers.
+        if known is None or type(x) not in _PLAIN or is_watched() or _profiles():
             return None
         if not known.seen.is_still(meta):
             self._metas.pop(id(meta), None)
-            return None
-        # Tensors of other types may have sizes that are no numbers.
-        if type(x) not in _PLAIN or is_watched() or _profiles():
             return None
         calls = known.calls.get(_kind(x, values, bias, activation, backend, residual))
         if calls is None:
