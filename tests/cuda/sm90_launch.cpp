@@ -19,7 +19,7 @@ constexpr DType dtype = DType::VLPRUNE_DTYPE;
 
 void* at(int64_t place, int64_t offset) { return reinterpret_cast<void*>((place << 28) + offset); }
 struct Map {
-    uint64_t mark, address, rest[14];
+    uint64_t mark, address, number, rest[13];
 };
 
 template <class T>
@@ -29,11 +29,15 @@ void list(const char* name, const T* values, int count) {
     std::printf("]");
 }
 
-CUresult encode(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address, const cuuint64_t* sizes,
-                const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t*, CUtensorMapInterleave,
-                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-    *reinterpret_cast<Map*>(map) = {mark, reinterpret_cast<uint64_t>(address), {}};
-    std::printf("{\"what\": \"encode\", \"address\": %llu", (unsigned long long)address);
+CUresult encode(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
+                const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* steps,
+                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
+                CUtensorMapFloatOOBfill filled) {
+    static uint64_t number = 0;
+    *reinterpret_cast<Map*>(map) = {mark, reinterpret_cast<uint64_t>(address), number++, {}};
+    std::printf("{\"what\": \"encode\", \"address\": %llu, \"type\": %d, \"swizzle\": %d, \"others\": %d",
+                (unsigned long long)address, type, swizzle, interleave + filled);
+    list("steps", steps, rank);
     list("sizes", sizes, rank);
     list("strides", strides, rank - 1);
     list("box", box, rank);
@@ -80,7 +84,11 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* launch, const void*, v
         for (const uint64_t place : {4, 7, 8, 9})
             if (address == place << 28) std::printf("%s%d", found++ ? ", " : "", (int)place);
     }
-    std::printf("]}\n");
+    std::printf("], \"threads\": %u, \"parameters\": \"", launch->blockDim.x);
+    // All, for who knows their size.
+    const char* const bytes = std::getenv("PARAMETER_BYTES");
+    for (int at = 0; bytes && at < std::atoi(bytes); ++at) std::printf("%02x", parameters[at] & 0xff);
+    std::printf("\"}\n");
     return cudaSuccess;
 }
 
@@ -112,16 +120,18 @@ void __cudaLaunchKernel() {}
 void __cudaPopCallConfiguration() {}
 }
 
-// arguments: for each call tokens, out, in, ldx, ldr (0: no residual), ldy, and the offset added to addresses
+// arguments: for each call tokens, out, in, ldx, ldr (0: no residual), ldy, the offset added to addresses, and
+// the multiprocessors
 int main(int count, char** arguments) {
     const sm90::Instance instance = sm90::VLPRUNE_CONFIG<dtype>();
     constexpr bool scaled = dtype == DType::s8 || dtype == DType::e4m3;
-    for (int i = 1; i + 6 < count; i += 7) {
-        int64_t n[7];
-        for (int j = 0; j < 7; ++j) n[j] = std::atoll(arguments[i + j]);
+    for (int i = 1; i + 7 < count; i += 8) {
+        int64_t n[8];
+        for (int j = 0; j < 8; ++j) n[j] = std::atoll(arguments[i + j]);
         const auto moved = [&](int64_t place) { return at(place, n[6]); };
         Linear24Call call{moved(1), n[3], moved(2), moved(3), at(4, 0), n[4] ? moved(5) : nullptr, n[4], moved(6),
-                          n[5], n[0], n[1], n[2], dtype, Activation::gelu, nullptr, 0, true, 132, nullptr};
+                          n[5], n[0], n[1], n[2], dtype, Activation::gelu, nullptr, 0, true,
+                          static_cast<int>(n[7]), nullptr};
         if (scaled) {
             call.x_scale = static_cast<const float*>(at(7, 0)), call.w_scale = static_cast<const float*>(at(8, 0));
             call.y_dtype = DType::bf16;

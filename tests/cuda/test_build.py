@@ -1,16 +1,12 @@
 """What nvcc makes of the Hopper kernel: the instructions and registers of one config, read from its SASS."""
 
-import json
 import math
 import re
 import subprocess
-import sys
 
 import pytest
-from build_tools import CSRC, ROOT, cuda_headers, cuobjdump, cutlass, cxx, nvcc, run
-
-HOPPER = ["-std=c++17", "-O3", "-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a"]
-STRICT = [sys.executable, str(CSRC / "cuda/strict_nvcc.py")]
+from build_tools import cuobjdump, nvcc, run
+from hopper_build import HOPPER, STRICT, address, compile_to, program_of
 
 # The sums are touched between the start of a product and the wait for it, in a loop.
 SERIALIZED = """
@@ -63,15 +59,6 @@ def dtype(request):
     return request.param
 
 
-def compile_to(made, config, dtype):
-    """Half a minute to one and a half each."""
-    flags = [*HOPPER, "--expt-relaxed-constexpr", f"-I{CSRC}", "-isystem", cutlass()]
-    limits = ["-Xptxas", "--warn-on-spills,--warning-as-error", f"-DVLPRUNE_SM90_DTYPE={dtype}"]
-    source = CSRC / f"cuda/linear24_sm90_{config}.cu"
-    run([*STRICT, nvcc(), *flags, *limits, "-c", source, "-o", made])
-    return made
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory, dtype):
     return compile_to(tmp_path_factory.mktemp("sm90") / "kernel.o", CONFIGS[dtype][0], dtype)
@@ -92,27 +79,9 @@ def test_sass_of_a_config(compiled, dtype):
     assert re.findall(r"REG:(\d+) STACK:(\d+)", usage) == [("168", "0")]
 
 
-def program_of(compiled, config, dtype):
-    """What one call after the other asks of CUDA."""
-    program = compiled.with_name("program")
-    flags = ["-std=c++17", "-w", f"-I{CSRC}", *cuda_headers(), f"-DVLPRUNE_DTYPE={dtype}"]
-    flags.append(f"-DVLPRUNE_CONFIG={config}")
-    run([cxx(), *flags, ROOT / "tests/cuda/sm90_launch.cpp", compiled, "-o", program])
-
-    def asked(*calls):
-        numbers = [str(number) for call in calls for number in call]
-        return [json.loads(line) for line in run([program, *numbers], text=True).stdout.splitlines()]
-
-    return asked
-
-
 @pytest.fixture(scope="module")
 def launches(compiled, dtype):
     return program_of(compiled, CONFIGS[dtype][0], dtype)
-
-
-def address(place, offset=0):
-    return (place << 28) + offset
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class Calls:
     ) -> Tensor | None:
         """The result, if such a call was remembered."""
         known = self._metas.get(id(meta))
-        # Before anything of a tensor is read: modes see that too, and other types may have sizes of no numbers.
+        # Before anything of a tensor is read: modes would see it, and sizes of other types may be no numbers.
         if known is None or type(x) not in _PLAIN or is_watched() or _profiles():
             return None
         if not known.seen.is_still(meta):
