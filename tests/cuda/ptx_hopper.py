@@ -3,7 +3,8 @@
 Written from the PTX manual; where lanes hold a sparse operand's indices is CUTLASS's ELayout_64x32 and
 ELayout_64x64 (cute/atom/mma_traits_sm90_gmma_sparse.hpp). What is asynchronous happens as late as the program
 allows: a product when it is waited for, a bulk store too, a bulk load at any moment. So memory that is given
-back, or sums that are read, before that was waited for are not what they should be.
+back, or sums that are read, before that was waited for are not what they should be. Fences do nothing: memory
+is the same for all and in order, so one that is missing is not seen. Nor is what only ptxas or time does.
 """
 
 from collections import defaultdict
@@ -60,6 +61,15 @@ class Hopper(Machine):
     def __init__(self, *arguments, maps, **options) -> None:
         super().__init__(*arguments, **options)
         self.maps = maps
+        for each in maps:
+            # What cuTensorMapEncodeTiled asks for.
+            width = each["box"][0] * BYTES_OF_DATA_TYPE[each["type"]]
+            assert all(step == 1 for step in each["steps"])
+            assert each["others"] == 0, "interleaved, or filled with NaN"
+            assert all(1 <= n <= 256 for n in each["box"])
+            assert all(stride % 16 == 0 for stride in each["strides"])
+            assert width % 16 == 0
+            assert not each["swizzle"] or width <= 16 << each["swizzle"]
         self.meetings: dict[int, Meeting] = defaultdict(Meeting)
 
     def _nothing(self, warp, ins, operands, lanes):
@@ -108,7 +118,9 @@ class Hopper(Machine):
 
     def _barrier_at(self, block: Block, address: int) -> Barrier:
         rank, offset = address >> 24, address & 0xFFFFFF
-        return (block if rank == 0 else block.cluster[rank - 1]).barriers[offset]
+        there = block if rank == 0 else block.cluster[rank - 1]
+        assert not there.has_ended(), "the block of the barrier has ended"
+        return there.barriers[offset]
 
     def _mbarrier(self, warp, ins, operands, lanes):
         what = ins.op[1]
@@ -159,7 +171,7 @@ class Hopper(Machine):
                 mask = int(self.read(warp, operands[3], "u16")[np.flatnonzero(lanes)[0]])
             blocks = [block for block in warp.block.cluster if mask >> block.rank & 1]
             assert mask < 1 << len(warp.block.cluster)
-            self.underway.append(lambda: self._copy_in(blocks, copy, to, barrier))
+            self.underway.append((blocks, lambda: self._copy_in(blocks, copy, to, barrier)))
 
     def _store(self, warp, left):
         while len(warp.stores) > left:
@@ -172,6 +184,8 @@ class Hopper(Machine):
         waited_for = warp.done == len(warp.products) and not warp.issued
         assert waited_for, "the kernel ends before its products"
         self._store(warp, 0)
+        coming = any(warp.block in blocks for blocks, _ in self.underway)
+        assert not (coming and warp.block.has_ended()), "the block ends before its loads"
 
     def _box(self, warp, operand, lanes):
         """``(tensor map, address, first coordinates)`` of a bulk copy.

@@ -6,6 +6,7 @@ VLPRUNE_EVERY_CONFIG=1 runs all configs of every dtype, for an hour.
 
 import os
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -103,12 +104,13 @@ class Call:
                 memory[address(9)][start : start + each["bytes"]] = each["value"]
         return memory
 
-    def run(self, machine=Hopper, seed=0):
+    def run(self, machine=Hopper, seed=0, program=None):
         maps = [each for each in self.asked if each["what"] == "encode"]
         (launch,) = (each for each in self.asked if each["what"] == "launch")
+        assert launch["cluster"][1] == 1
         machine(
-            self.kernel.program, launch["grid"], launch["cluster"][0], launch["threads"],
-            bytes.fromhex(launch["parameters"]), self.memory, seed, maps=maps,
+            program or self.kernel.program, launch["grid"], launch["cluster"][0], launch["threads"],
+            launch["shared"], bytes.fromhex(launch["parameters"]), self.memory, seed, maps=maps,
         ).run()  # fmt: skip
         tokens, out, _ = self.sizes
         y = torch.from_numpy(self.memory[address(6)]).view(self.y_dtype).view(tokens, -1)
@@ -172,13 +174,6 @@ class Impatient(Hopper):
             self.write(warp, operands[0], np.ones(32, bool), lanes)
 
 
-class Unfinished(Hopper):
-    """Nobody waits for products."""
-
-    def _wgmma(self, warp, ins, operands, lanes):
-        return None if ins.op[1] == "wait_group" else super()._wgmma(warp, ins, operands, lanes)
-
-
 class Ordered(Hopper):
     """Indices of other lanes."""
 
@@ -187,14 +182,35 @@ class Ordered(Hopper):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [Impatient, Unfinished, Ordered])
-def test_what_would_be_wrong_on_a_gpu_is_wrong_here(kernel, machine):
+def test_who_does_not_wait_for_memory_is_wrong(kernel):
     call = Call(kernel, 50, 264, 2080)
     try:
-        right = call.is_right(call.run(machine))
-    except (Broken, AssertionError):
-        return
+        right = call.is_right(call.run(Impatient))
+    except Broken as broken:
+        right = "more arrive" not in str(broken) and "the block" not in str(broken)
     assert not right
+
+
+@pytest.mark.slow
+def test_indices_of_other_lanes_are_wrong(kernel):
+    call = Call(kernel, 50, 264, 416)
+    assert not call.is_right(call.run(Ordered))
+
+
+@pytest.mark.slow
+def test_a_stage_given_back_before_its_product_is_done_is_wrong(kernel):
+    at, wait = next(
+        (i, each) for i, each in enumerate(kernel.program.instructions) if "wait_group" in each.op
+    )
+    assert wait.op[0] == "wgmma"
+    instructions = list(kernel.program.instructions)
+    instructions[at] = replace(wait, operands=[str(int(wait.operands[0]) + 1)])
+    program = replace(kernel.program, instructions=instructions)
+    outcomes = []
+    for seed in range(4):
+        call = Call(kernel, 40, 264, 4096)
+        outcomes.append(call.is_right(call.run(seed=seed, program=program)))
+    assert not all(outcomes)
 
 
 @pytest.mark.slow

@@ -241,6 +241,11 @@ def test_without_pytorchs_guards_nothing_is_remembered(kernels, times, monkeypat
     assert call.again() is None
 
 
+def test_what_is_no_name_is_left_to_the_checks(call):
+    call.activation = ["gelu"]
+    assert call.again() is None
+
+
 def test_without_pytorchs_fast_allocation_there_is_the_slow_one(kernels, times, monkeypatch):
     monkeypatch.delattr(torch._C._dynamo.guards, "_empty_strided_cpu")
     call = Call()

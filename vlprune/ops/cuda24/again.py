@@ -87,7 +87,10 @@ class Calls:
         if not known.seen.is_still(meta):
             self._metas.pop(id(meta), None)
             return None
-        calls = known.calls.get(_kind(x, values, bias, activation, backend, residual))
+        try:
+            calls = known.calls.get(_kind(x, values, bias, activation, backend, residual))
+        except TypeError:  # no name of an activation or a backend
+            return None
         if calls is None:
             return None
         given = _given(x, values, meta, bias, residual)
@@ -171,7 +174,6 @@ def _given(
 
 def _guard(tensors: tuple[Tensor, ...]) -> Any:
     """What tells whether tensors are like these, or None where PyTorch has it no more."""
-    guards: Any = torch._C._dynamo.guards
     sizes = [list(each.shape) for each in tensors]
     # the stride along a single one says nothing
     strides = [
@@ -179,6 +181,7 @@ def _guard(tensors: tuple[Tensor, ...]) -> Any:
         for each in tensors
     ]
     try:
+        guards: Any = torch._C._dynamo.guards
         return guards.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
     except (AttributeError, TypeError):
         return None

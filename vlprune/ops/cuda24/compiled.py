@@ -190,8 +190,8 @@ class Compiled:
         y = torch.empty(*leading, values.shape[0], device="meta")
         shape, strides, dtype = tuple(y.shape), y.stride(), x.dtype
         # Compiled models' own way, if it is still there: PyTorch's other ones take the host twice as long.
-        name = f"_empty_strided_{x.device.type}"
-        empty = getattr(torch._C._dynamo.guards, name, None) or _empty_strided_on(x.device)
+        guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+        empty = getattr(guards, f"_empty_strided_{x.device.type}", None) or _empty_strided_on(x.device)
 
         def again(
             x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
