@@ -36,7 +36,7 @@ class Block:
 
     def has_ended(self) -> bool:
         """Whether all its warps returned."""
-        return not any(warp.groups for warp in self.warps)
+        return all(warp.over for warp in self.warps)
 
 
 class Warp:
@@ -46,6 +46,7 @@ class Warp:
         self.block, self.number = block, number
         self.registers: dict[str, np.ndarray] = {}
         self.groups: dict[int, np.ndarray] = {0: np.ones(LANES, bool)}
+        self.over = False
         self.blocked = False  # at a barrier
         self.pauses = False  # until others had their turn
         self.products: list = []  # groups of wgmma that were committed, of which so many are done
@@ -102,7 +103,7 @@ class Machine(Numbers):
             for warp in alive:
                 self._advance(warp)
             self._deliver(all_of=self.changes == before)
-            alive = [warp for warp in alive if warp.groups]
+            alive = [warp for warp in alive if not warp.over]
             waits = all(warp.blocked or warp.pauses for warp in alive)
             idle = idle + 1 if waits and self.changes == before and not self.underway else 0
             if idle > 50:
@@ -140,6 +141,7 @@ class Machine(Numbers):
                 self._stand(warp, at + 1, lanes & ~active)
                 if not warp.groups:
                     self.changes += 1
+                    warp.over = True
                     self.ended(warp)
             else:
                 again = False

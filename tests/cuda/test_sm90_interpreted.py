@@ -209,7 +209,11 @@ def test_a_stage_given_back_before_its_product_is_done_is_wrong(kernel):
     outcomes = []
     for seed in range(4):
         call = Call(kernel, 40, 264, 4096)
-        outcomes.append(call.is_right(call.run(seed=seed, program=program)))
+        try:
+            outcomes.append(call.is_right(call.run(seed=seed, program=program)))
+        except Broken as broken:
+            # A warp that comes late finds its stage filled twice since.
+            outcomes.append("all wait for each other" not in str(broken))
     assert not all(outcomes)
 
 
