@@ -15,6 +15,7 @@ __all__ = [
     "check_device",
     "check_float",
     "check_groups",
+    "check_input",
     "check_linear24",
     "check_matrix",
     "check_norm",
@@ -132,21 +133,28 @@ def wrong_indices(meta: Tensor, inputs: int) -> str | None:
     )
 
 
+def check_input(
+    op: str, x: Tensor, values: Tensor, meta: Tensor, dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
+) -> None:
+    """Refuse what is no packed weight of one of `dtypes`, and an input that is not for it."""
+    check_packed(op, values, meta, dtypes)
+    rows, half = values.shape
+    if x.dtype != values.dtype:
+        raise ValueError(f"{op}: expected values of dtype {name_of(x)} as x has, got {name_of(values)}")
+    if x.dim() < 1 or x.shape[-1] != 2 * half:
+        raise ValueError(
+            f"{op}: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
+            f"got {tuple(x.shape)}"
+        )
+    check_device(op, "values", values, "x", x)
+
+
 def check_linear24(
     x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> None:
     """Refuse tensors of `linear24` that do not fit together."""
-    check_packed("linear24", values, meta)
-    rows, half = values.shape
-    if x.dtype != values.dtype:
-        raise ValueError(f"linear24: expected values of dtype {name_of(x)} as x has, got {name_of(values)}")
-    if x.dim() < 1 or x.shape[-1] != 2 * half:
-        raise ValueError(
-            f"linear24: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
-            f"got {tuple(x.shape)}"
-        )
-    if x.device != values.device:
-        check_device("linear24", "values", values, "x", x)
+    check_input("linear24", x, values, meta)
+    rows = values.shape[0]
     if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,) or bias.device != x.device):
         raise ValueError(
             f"linear24: expected bias of shape {(rows,)}, dtype {name_of(x)} on {x.device}, "

@@ -12,7 +12,7 @@ from . import (
     reference,
 )
 from .backend import check_backend
-from .checks import SCALED_DTYPES, check_device, check_float, check_packed, name_of
+from .checks import SCALED_DTYPES, check_float, check_input, name_of
 from .codes import check_activation
 
 __all__ = ["linear24_scaled", "quantize_rows"]
@@ -94,16 +94,8 @@ def linear24_scaled(
     """
     op = "linear24_scaled"
     _check_scaled(op, "x of dtype", x.dtype)
-    check_packed(op, values, meta, SCALED_DTYPES)
-    rows, half = values.shape
-    if x.dtype != values.dtype:
-        raise ValueError(f"{op}: expected values of dtype {name_of(x)} as x has, got {name_of(values)}")
-    if x.dim() < 1 or x.shape[-1] != 2 * half:
-        raise ValueError(
-            f"{op}: expected x of shape [..., {2 * half}] for values of shape {(rows, half)}, "
-            f"got {tuple(x.shape)}"
-        )
-    check_device(op, "values", values, "x", x)
+    check_input(op, x, values, meta, SCALED_DTYPES)
+    rows = values.shape[0]
     if out_dtype not in _OUT_DTYPES:
         raise ValueError(f"{op}: expected out_dtype bfloat16 or float16, got {_said(out_dtype)}")
     leading, shape = x.shape[:-1], (*x.shape[:-1], rows)

@@ -13,6 +13,7 @@ from .. import gpu
 
 __all__ = [
     "ALIGNMENT",
+    "Again",
     "Form",
     "Launch",
     "Problem",
